@@ -28,8 +28,8 @@ from training.models.shapes import ViTConfig
 from training.models.vit import DualTokenViT
 from training.recipes import load_recipe
 from tureen.bundle.bundle import MANIFEST, Bundle, load_bundle
-from tureen.bundle.examples import find_bundle
 from tureen.preprocess import PreprocessSpec
+from tureen.remote.locate import locate_bundle
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def load_torch(path: Path | str) -> TorchSoup:
     there is neither at `path`, or if its files are damaged. Raises ExportError, as `model_of_bundle` does, if the model
     of a bundle cannot be rebuilt in PyTorch.
     """
-    path = find_bundle(path, must_exist=False)
+    path = locate_bundle(path, must_exist=False)
     if (path / MANIFEST).exists():
         bundle = load_bundle(path)
         model: Model = model_of_bundle(bundle)

@@ -28,6 +28,8 @@ from tests.fast import is_fast
 from tests.forked_tureen import TRAINING, ForkedTureen
 from tests.patience import PATIENCE
 
+pytest_plugins = ["tests.remote_hosts"]
+
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 SHORT_DIGITS = [

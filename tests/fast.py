@@ -7,8 +7,8 @@ import pytest
 TESTS = Path(__file__).parent
 # What keeps a test out of `make test-fast`: a fixture that trains, exports, or starts a server or a database …
 SLOW_FIXTURES = frozenset({
-    "bundle_path", "digits_run", "equal_tokens_bundle", "held_out", "interrupted", "postgres", "published_digits_run",
-    "run_batch", "run_command", "signs_run", "single_token_bundle", "start_server",
+    "bucket", "bundle_path", "digits_run", "equal_tokens_bundle", "held_out", "hub", "interrupted", "postgres",
+    "published_digits_run", "run_batch", "run_command", "signs_run", "single_token_bundle", "start_server",
 })  # fmt: skip
 # … or a file or folder whose tests do so themselves …
 SLOW_PATHS = (

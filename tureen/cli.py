@@ -62,6 +62,8 @@ COMMANDS = {
         "measure strength and calibration on your images",
         EXPORT,
     ),
+    "pull": Command("tureen.commands.transfer", "pull", "hub", "download a bundle from the hub or S3"),
+    "push": Command("tureen.commands.transfer", "push", "hub", "upload a bundle to the hub or S3"),
     "inspect": Command("tureen.commands.inspect", "inspect", "serve", "show the content of a bundle"),
     "doctor": Command("tureen.commands.doctor", "doctor", "serve", "describe this machine, and what stops a server"),
     "bench": Command("tureen.bench.command", "bench", "serve", "measure the engines, recommend settings"),

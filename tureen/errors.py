@@ -18,7 +18,10 @@
     ├── ClosedError                      caller: the soup is closed
     ├── BundleError                      operator: the bundle is missing, damaged or from another version
     │   ├── BundleFileError              one file of the bundle is missing or damaged
-    │   └── GraphFileError               the bytes are not a valid ONNX graph; the message names no file
+    │   ├── GraphFileError               the bytes are not a valid ONNX graph; the message names no file
+    │   ├── BundleAddressError           the address of a bundle is invalid, or its packages are not installed
+    │   └── BundleTransferError          the bundle cannot be downloaded from its address, or uploaded
+    │       └── UnreachableHostError     the host of the address does not respond
     ├── TokenFileError                   caller: a token file is missing, damaged or for another backbone
     └── EngineError                      operator: the engine is not installed, not in the bundle, or wrong
 
@@ -156,6 +159,21 @@ class BundleFileError(BundleError):
 
 class GraphFileError(BundleError):
     """The bytes are not a valid ONNX graph. The code that catches this error adds the file name and the advice."""
+
+
+class BundleAddressError(BundleError):
+    """The address of a bundle cannot be used; the message names it and says what to do."""
+
+
+class BundleTransferError(BundleError):
+    """The bundle cannot be downloaded or uploaded; the message names the address and says what to do."""
+
+    is_missing = False
+    """Whether the host responds that there is no such bundle, repository or revision."""
+
+
+class UnreachableHostError(BundleTransferError):
+    """The host of the address does not respond, or responds that it is unavailable. A cached copy may be used."""
 
 
 class TokenFileError(TureenError):

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tureen.bundle.bundle import Bundle, load_bundle
-from tureen.bundle.examples import find_bundle
 from tureen.bundle.manifest import UNCALIBRATED, Manifest, Precision, Temperatures
 from tureen.bundle.token_file import Token, read_token
 from tureen.engines import AUTO, open_engine
@@ -41,6 +40,7 @@ from tureen.interface.predictions import Classification, Prediction
 from tureen.interface.sweeps import Curve, Sweep, changes_between
 from tureen.machine import available_cpus, default_cache_directory
 from tureen.preprocess import DEFAULT_LIMITS, ImageLimits, Pixels
+from tureen.remote.locate import locate_bundle
 from tureen.tokens import (
     CLEAN_BETA,
     ROBUST_BETA,
@@ -396,7 +396,7 @@ def load(
     TokenFileError if a token is damaged, was learned for another backbone, or has a name that is taken. The messages
     say what to do.
     """
-    bundle = load_bundle(find_bundle(path))
+    bundle = load_bundle(locate_bundle(path))
     engine_options = options or EngineOptions(threads=available_cpus(), cache=default_cache_directory())
     if isinstance(tokens, str | Path | Token):
         raise ArgumentTypeError("tokens is one token; give a list of token files, such as [path]")

@@ -31,10 +31,10 @@ from training.evaluation.measure import progress_bar, read_images
 from training.interruption import InterruptedRun, StopSignals
 from training.models.vit import images_from_pixels
 from tureen.bundle.bundle import MANIFEST, Bundle, load_bundle
-from tureen.bundle.examples import find_bundle
 from tureen.bundle.manifest import BACKBONE, Manifest
 from tureen.bundle.token_file import SUFFIX, Token, TokenAccuracy, TokenRecord, write_token
 from tureen.commands.token_report import token_accuracy_table
+from tureen.remote.locate import locate_bundle
 from tureen.tokens import CLEAN, CLEAN_BETA, ROBUST, TOKEN_NAME, beta_grid
 
 MIN_IMAGES = 5  # with fewer, no result of the sign test is significant
@@ -83,13 +83,13 @@ def adapt(arguments: list[str]) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{out.parent} cannot be created: {error.strerror}; choose another --out") from error
-    path = find_bundle(options.bundle, must_exist=False)
+    path = locate_bundle(options.bundle, must_exist=False)
     if not (path / MANIFEST).is_file() and (path / "checkpoint.json").is_file():
         raise ExportError(
             f"{path} is a run, and a token belongs to the graph of a bundle: export it first: tureen export "
             f"{shlex.quote(str(path))} --out BUNDLE"
         )
-    bundle = load_bundle(path if path.exists() else find_bundle(options.bundle))
+    bundle = load_bundle(locate_bundle(path))
     epsilon_255 = _epsilon_255(parser, options, bundle.manifest)
     images = read_images(
         options.data,

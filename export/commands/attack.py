@@ -31,11 +31,12 @@ from training.evaluation.picture_attack import (
 from training.models.registry import Model
 from tureen.atomic_file import write_atomically
 from tureen.bundle.bundle import MANIFEST, load_bundle
-from tureen.bundle.examples import DEFAULT_EXAMPLE, EXAMPLES, find_bundle
+from tureen.bundle.examples import DEFAULT_EXAMPLE, EXAMPLES
 from tureen.bundle.strength_curve import StrengthCurve
 from tureen.errors import printable
 from tureen.image_sources import pixels_from_source
 from tureen.preprocess import DEFAULT_LIMITS, Pixels, PreprocessSpec, pixels_from_bytes
+from tureen.remote.locate import locate_bundle
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 DEFAULT_EPSILON_255 = 8.0
@@ -142,7 +143,7 @@ def load_attacked_model(path: Path) -> AttackedModel:
     Rebuilds the model of a bundle in PyTorch. Raises CheckpointError or BundleError if there is neither at `path`, or
     if its files are damaged. Raises ExportError if the model of a bundle cannot be rebuilt.
     """
-    path = find_bundle(path, must_exist=False)
+    path = locate_bundle(path, must_exist=False)
     if not (path / MANIFEST).exists():
         checkpoint = load_checkpoint(path)
         curve, radius = checkpoint_curve(checkpoint), checkpoint.recipe.epsilon_255

@@ -34,13 +34,14 @@ from serve.jobs.pipeline import OnImages, Pipeline, at_mix
 from serve.jobs.ray_cluster import LOCAL_CLUSTER, RayWorkerConfig, check_ray, connect, make_shards, max_workers
 from serve.jobs.rooted_files import OutputDirectory
 from tureen.arguments import add_token_file_option, beta_argument, betas_argument, positive_int, strength_argument
-from tureen.bundle.examples import BUNDLE_HELP, find_bundle
+from tureen.bundle.examples import BUNDLE_HELP
 from tureen.bundle.token_file import Token, read_token
 from tureen.engines import AUTO
 from tureen.engines.base import EngineOptions
 from tureen.errors import SingleTokenError
 from tureen.machine import available_cpus, default_cache_directory
 from tureen.preprocess import ImageLimits
+from tureen.remote.locate import locate_bundle
 from tureen.soup import DEFAULT_TOP_K, Soup
 from tureen.tokens import CLEAN_BETA, Mix, parse_mix, token_mix
 
@@ -56,7 +57,7 @@ def batch(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.token is not None and (options.mix is not None or options.betas is not None):
         parser.error("--token goes with --beta or --strength only: leave --mix and --betas out")
-    options.bundle = find_bundle(options.bundle)
+    options.bundle = locate_bundle(options.bundle)
     if options.ray is not None:
         check_ray(options.ray)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does: finished shards stay
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Classify many images and write a row for each. Each file of rows, a shard, is written atomically.",
         epilog="example: tureen batch digits-bundle photos results --beta 0.7",
     )
-    parser.add_argument("bundle", type=_directory, metavar="BUNDLE", help=BUNDLE_HELP)
+    parser.add_argument("bundle", type=_bundle, metavar="BUNDLE", help=BUNDLE_HELP)
     parser.add_argument(
         "input",
         metavar="INPUT",
@@ -351,6 +352,12 @@ def _share(text: str) -> float:
         if 0 <= float(text) <= 1:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
+
+
+def _bundle(text: str) -> str:
+    if not text.strip():  # an empty path would be the current directory
+        raise argparse.ArgumentTypeError("it is empty: give a directory")
+    return text
 
 
 def _directory(text: str) -> Path:

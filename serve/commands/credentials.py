@@ -12,8 +12,9 @@ from serve.control.credential_store import ROLES, Credentials
 from serve.control.revision_store import open_store
 from serve.settings import Settings
 from tureen.bundle.bundle import load_bundle
-from tureen.bundle.examples import BUNDLE_HELP, find_bundle
+from tureen.bundle.examples import BUNDLE_HELP
 from tureen.machine import default_state_directory
+from tureen.remote.locate import locate_bundle
 
 
 def credentials(arguments: list[str]) -> int:
@@ -42,7 +43,7 @@ def credentials(arguments: list[str]) -> int:
     )
     commands.add_parser("revoke", help="revoke a credential").add_argument("name")
     options = parser.parse_args(arguments)
-    settings = Settings(bundle=find_bundle(options.bundle), store=options.store, state_dir=options.state_dir)
+    settings = Settings(bundle=locate_bundle(options.bundle), store=options.store, state_dir=options.state_dir)
     with contextlib.closing(open_store(settings, load_bundle(settings.bundle).manifest.name)) as store:
         print(f"in {store.url.render_as_string()}", file=sys.stderr)  # hides the password
         stored = Credentials(store)

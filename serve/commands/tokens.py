@@ -11,9 +11,9 @@ from typing import Any
 from serve.commands.admin_client import AdminClient
 from serve.commands.options import listener_options
 from tureen.bundle.bundle import add_tokens_to_bundle, load_bundle
-from tureen.bundle.examples import find_bundle
 from tureen.bundle.token_file import TokenRecord, read_token
 from tureen.commands.token_report import token_summary
+from tureen.remote.locate import locate_bundle
 
 EXIT_NOT_USED = 1
 
@@ -113,7 +113,7 @@ def _remove(client: AdminClient, options: argparse.Namespace) -> int:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    bundle = load_bundle(find_bundle(options.bundle))
+    bundle = load_bundle(locate_bundle(options.bundle))
     packed = [read_token(file) for file in options.files]
     add_tokens_to_bundle(bundle, packed, options.out)
     names = ", ".join(token.record.name for token in packed)

@@ -25,7 +25,6 @@ from training.evaluation.plot import plot_accuracy, plot_epsilon_curve, plot_mat
 from training.evaluation.shifts import SHIFTS
 from training.evaluation.tune import tune_beta, tuned_table
 from tureen.bundle.bundle import MANIFEST, read_manifest
-from tureen.bundle.examples import find_bundle
 from tureen.bundle.manifest import AccuracyRow, AttackCheck, Evaluation
 from tureen.commands.report import (
     accuracy_table,
@@ -38,6 +37,7 @@ from tureen.commands.report import (
     strength_table,
 )
 from tureen.preprocess import PreprocessSpec
+from tureen.remote.locate import locate_bundle
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA, beta_grid
 
 BUNDLE_BETAS = "0:1:0.25"
@@ -57,7 +57,7 @@ def evaluate(arguments: list[str]) -> int:
         parser.error(f"argument --epsilon-255: {options.epsilon_255} is not between 0 and {most:g}")
     if options.beyond is not None and not 0 < options.beyond < math.inf:
         parser.error(f"argument --beyond: {options.beyond} is not a positive number")
-    options.path = find_bundle(options.path, must_exist=False)
+    options.path = locate_bundle(options.path, must_exist=False)
     is_bundle = (options.path / MANIFEST).is_file()
     if options.split is not None and (is_bundle or options.data is not None):
         parser.error("--split chooses images of a checkpoint: omit it with --data and for a bundle")
@@ -222,7 +222,7 @@ def tune(arguments: list[str]) -> int:
     limit_threads()
     if options.data is None:
         parser.error("the following arguments are required: --data")
-    options.path = find_bundle(options.path, must_exist=False)
+    options.path = locate_bundle(options.path, must_exist=False)
     if (options.path / MANIFEST).is_file():
         manifest = read_manifest(options.path)
         images = _images(options, None, manifest.preprocess, manifest.labels)

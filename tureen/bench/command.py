@@ -12,9 +12,10 @@ from tureen.bench.measure import measure
 from tureen.bench.recommendations import rankings
 from tureen.bench.table import benchmark_text
 from tureen.bundle.bundle import load_bundle
-from tureen.bundle.examples import BUNDLE_HELP, find_bundle
+from tureen.bundle.examples import BUNDLE_HELP
 from tureen.engines.timings_cache import write_ranking
 from tureen.machine import available_cpus, default_cache_directory
+from tureen.remote.locate import locate_bundle
 
 
 def bench(arguments: list[str]) -> int:
@@ -61,7 +62,7 @@ def bench(arguments: list[str]) -> int:
         parser.error(f"--streams {streams[-1]} needs as many threads, and --threads is {options.threads}")
     if options.plot:
         importlib.import_module("matplotlib")  # a missing matplotlib fails here, before the measurement
-    bundle = load_bundle(find_bundle(options.bundle))
+    bundle = load_bundle(locate_bundle(options.bundle))
     benchmark = measure(
         bundle,
         threads=options.threads,

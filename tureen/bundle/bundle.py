@@ -190,13 +190,7 @@ def load_bundle(path: Path | str) -> Bundle:
     """
     path = Path(path)
     manifest = read_manifest(path)
-    if len(manifest.files) > MAX_FILES:
-        raise BundleError(
-            f"{path / MANIFEST} lists {len(manifest.files):,} files, the limit is {MAX_FILES}: export it again"
-        )
-    for name in REQUIRED:
-        if name not in manifest.files:
-            raise BundleError(f"{path / MANIFEST} does not list {name}: export the model again")
+    check_listed_names(path / MANIFEST, manifest)
     gallery, learned = None, list[Token]()
     for name, record in manifest.files.items():
         if name not in REQUIRED and not name.startswith(f"{ENGINES_DIRECTORY}/"):
@@ -255,8 +249,14 @@ def read_manifest(path: Path | str) -> Manifest:
 
     Raises BundleError if the manifest is missing, unreadable, invalid, or of an unknown schema version.
     """
-    file = Path(path) / MANIFEST
-    text = read_manifest_text(path)
+    return parse_manifest(Path(path) / MANIFEST, read_manifest_text(path))
+
+
+def parse_manifest(file: Path | str, text: str) -> Manifest:
+    """Returns the manifest in `text`. file: its path or address, for messages.
+
+    Raises BundleError if the manifest is invalid, or of an unknown schema version.
+    """
     version = _schema_version(file, text)
     if version not in READABLE_SCHEMAS:
         raise BundleError(
@@ -285,7 +285,19 @@ def read_manifest_text(path: Path | str) -> str:
         raise
 
 
-def _schema_version(file: Path, text: str) -> int:
+def check_listed_names(file: Path | str, manifest: Manifest) -> None:
+    """Checks that the manifest lists every required file, and not more than MAX_FILES files.
+
+    file: path or address of the manifest, for messages. Raises BundleError.
+    """
+    if len(manifest.files) > MAX_FILES:
+        raise BundleError(f"{file} lists {len(manifest.files):,} files, the limit is {MAX_FILES}: export it again")
+    for name in REQUIRED:
+        if name not in manifest.files:
+            raise BundleError(f"{file} does not list {name}: export the model again")
+
+
+def _schema_version(file: Path | str, text: str) -> int:
     class Versioned(BaseModel):
         schema_version: int
 
@@ -301,15 +313,18 @@ def read_listed_file(path: Path, name: str, record: FileRecord) -> bytes:
     record: the expected size and SHA-256. Raises BundleFileError if the file cannot be read, differs from the record,
     or exceeds the limit for its kind of file.
     """
-    max_bytes, advice = MAX_OTHER_BYTES, "export the model again"
-    if name.endswith(".onnx"):
-        max_bytes = MAX_GRAPH_BYTES
-        advice = "weights beyond one ONNX file are not supported; export a smaller model, or in a lower precision"
-    elif is_plan(name):
-        max_bytes, advice = MAX_PLAN_BYTES, "export a smaller model, or in a lower precision"
-    elif name == GOLDEN:
-        max_bytes = MAX_GOLDEN_BYTES
+    max_bytes, advice = size_limit(name)
     return read_verified(path, name, size=record.size, sha256=record.sha256, max_bytes=max_bytes, advice=advice)
+
+
+def size_limit(name: str) -> tuple[int, str]:
+    """Returns the largest permitted size in bytes of the file `name` of a bundle, and the advice for a larger one."""
+    if name.endswith(".onnx"):
+        advice = "weights beyond one ONNX file are not supported; export a smaller model, or in a lower precision"
+        return MAX_GRAPH_BYTES, advice
+    if is_plan(name):
+        return MAX_PLAN_BYTES, "export a smaller model, or in a lower precision"
+    return MAX_GOLDEN_BYTES if name == GOLDEN else MAX_OTHER_BYTES, "export the model again"
 
 
 def check_backbone_graph(file: Path, data: bytes, manifest: Manifest, *, opset: int | None = None) -> GraphFile:

@@ -1,4 +1,4 @@
-"""Finds the bundles that are part of Tureen, by name. Every command that takes a BUNDLE also takes such a name."""
+"""Finds the bundles that are part of Tureen, by name. Each command that takes a BUNDLE also takes such a name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from tureen.errors import BundleError, did_you_mean
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DEFAULT_EXAMPLE: Final = "signs"
-BUNDLE_HELP: Final = f"directory that `tureen export` wrote, or the name of an example: {DEFAULT_EXAMPLE}"
+BUNDLE_HELP: Final = (
+    f"directory that `tureen export` wrote, address such as hf://owner/name, or name of an example: {DEFAULT_EXAMPLE}"
+)
 
 _RUN_RECORD: Final = "checkpoint.json"  # training.checkpoint.CHECKPOINT, which this package cannot import
 

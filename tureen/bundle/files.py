@@ -137,7 +137,7 @@ def read_vectors(file: Path, data: bytes) -> dict[str, NDArray[Any]]:
         ) from error
 
 
-def invalid_content(file: Path, error: ValidationError) -> BundleError:
+def invalid_content(file: Path | str, error: ValidationError) -> BundleError:
     """Returns the error for a file whose content does not fit its schema. Its message names the first wrong field."""
     first = error.errors()[0]
     where = printable(".".join(str(part) for part in first["loc"])) or "fields"

@@ -20,7 +20,6 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tureen.bundle.examples import find_bundle
 from tureen.commands.inspection import inspect_bundle
 from tureen.commands.package_versions import PackageReport, package_report
 from tureen.engines.detection import REQUIREMENTS, installed_version, missing_requirement
@@ -38,6 +37,7 @@ from tureen.machine import (
     processor,
     total_memory,
 )
+from tureen.remote.locate import locate_bundle
 from tureen.version import __version__
 
 HOST: Final = "127.0.0.1"
@@ -255,7 +255,7 @@ def clock_facts(now_s: float | None = None) -> ClockFacts:
 def bundle_facts(bundle: Path) -> BundleFacts:
     """Returns whether the bundle can be used, and which of its engines this machine can run. Opens no engine."""
     try:
-        path = find_bundle(bundle)
+        path = locate_bundle(bundle)
         inspection = inspect_bundle(path)
     except (BundleError, OSError) as error:
         return BundleFacts(model=None, problem=_without_path(error, bundle), engines={})
@@ -270,10 +270,12 @@ def bundle_facts(bundle: Path) -> BundleFacts:
 
 
 def _without_path(error: Exception, path: Path) -> str:
-    """Returns the message of an error in which "the bundle" replaces the path: it may contain the name of a user."""
+    """Returns the message of an error without the paths of the bundle and the cache: they may have a user's name."""
     text = (error.strerror or "cannot be read") if isinstance(error, OSError) else str(error)
     for one in (str(path.absolute()), str(path)):
         text = text.replace(one, "the bundle")
+    text = text.replace(str(path).replace(":/", "://", 1), "its address")  # pathlib has removed a slash of it
+    text = text.replace(str(default_cache_directory()), "the cache")
     return printable(text)
 
 

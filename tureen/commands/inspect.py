@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tureen.bundle.examples import BUNDLE_HELP, find_bundle
+from tureen.bundle.examples import BUNDLE_HELP
 from tureen.bundle.graph import GraphFile
 from tureen.bundle.manifest import NOTE, Manifest
 from tureen.commands.inspection import Inspection, inspect_bundle
@@ -22,6 +22,7 @@ from tureen.commands.report import (
 from tureen.commands.terminal import terminal_columns, wrapped
 from tureen.commands.token_report import token_summary
 from tureen.errors import BundleError, printable
+from tureen.remote.locate import locate_bundle
 
 SHOWN_LABELS = 10
 SHOWN_OPERATORS = 12
@@ -47,7 +48,7 @@ def inspect(arguments: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the same as a JSON object")
     options = parser.parse_args(arguments)
-    inspection = inspect_bundle(find_bundle(options.bundle), is_trial=options.is_trial)
+    inspection = inspect_bundle(locate_bundle(options.bundle), is_trial=options.is_trial)
     if options.json:
         print(inspection.model_dump_json(indent=2))
     else:

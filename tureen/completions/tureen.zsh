@@ -26,6 +26,8 @@ _shtab_tureen_commands() {
     gallery:'draw traffic signs and attack each of them'
     inspect:'show the content of a bundle'
     jobs:'manage batch jobs of a running service'
+    pull:'download a bundle from the hub or S3'
+    push:'upload a bundle to the hub or S3'
     serve:'serve a bundle over HTTP'
     tokens:'manage the tokens of a running service'
     train:'train a dual-token model from a recipe'
@@ -105,7 +107,7 @@ _shtab_tureen_adapt_options=(
   "--resume[continue an interrupted command, from FILE.part]"
   "--force[write the token even if it is not better than the best β]"
   "--json[print JSON instead of text]"
-  ":directory that \`tureen export\` wrote, or the name of an example\: signs:_tureen_example_or_dir"
+  ":directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs:_tureen_example_or_dir"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -113,7 +115,7 @@ _shtab_tureen_adapt_defaults_added=0
 
 _shtab_tureen_attack_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--bundle[directory that \`tureen export\` wrote, or the name of an example\: signs]:bundle:_tureen_example_or_dir"
+  "--bundle[directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs]:bundle:_tureen_example_or_dir"
   "--checkpoint[directory of a finished run]:RUN:_files -/"
   "--out[attacked image, in the size that the model sees]:PNG:_files"
   "--beta[attack the soup at this β]:beta:"
@@ -159,7 +161,7 @@ _shtab_tureen_batch_options=(
   "--ray[make the shards on the Ray cluster at ADDRESS, such as auto\; without ADDRESS, on a cluster of this machine\; every machine needs bundle, input and output under the same absolute paths]:ADDRESS:"
   "--ray-workers[workers of --threads CPUs each]:ray_workers:"
   "--json[print the summary as JSON]"
-  ":directory that \`tureen export\` wrote, or the name of an example\: signs:_tureen_example_or_dir"
+  ":directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs:_tureen_example_or_dir"
   ":a folder, a glob in quotes, a tar or zip, a manifest (.csv, .jsonl or .parquet with a column path and optional columns id, and beta or strength), or any of these at an fsspec URL such as s3\:\/\/bucket\/photos:_files"
   ":directory for the shards\: a new one, or that of this job:_files -/"
 )
@@ -176,7 +178,7 @@ _shtab_tureen_bench_options=(
   "--json[print the measurements as JSON]"
   "--plot[draw images per second by batch]:PNG:_files"
   "--cache-dir[directory for the result, which replaces an older one (TUREEN_CACHE_DIR\; default\: the user\'s cache)]:cache_dir:_files -/"
-  ":directory that \`tureen export\` wrote, or the name of an example\: signs:_tureen_example_or_dir"
+  ":directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs:_tureen_example_or_dir"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -287,7 +289,7 @@ _shtab_tureen_calibrate_defaults_added=0
 
 _shtab_tureen_classify_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--bundle[directory that \`tureen export\` wrote, or the name of an example\: signs]:bundle:_tureen_example_or_dir"
+  "--bundle[directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs]:bundle:_tureen_example_or_dir"
   "--strength[0 (clean mode) to 1 (robust mode), which the model maps to β]:strength:"
   "--beta[0 to 1, clean or robust]:beta:"
   "--token[token in place of the clean one]:NAME:"
@@ -313,7 +315,7 @@ _shtab_tureen_credentials_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--store[--store of the server]:store:"
   "--state-dir[--state-dir of the server]:state_dir:_files -/"
-  ":directory that \`tureen export\` wrote, or the name of an example\: signs:_tureen_example_or_dir"
+  ":directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs:_tureen_example_or_dir"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -359,7 +361,7 @@ _shtab_tureen_demo_defaults_added=0
 
 _shtab_tureen_doctor_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--bundle[check this bundle too\: directory that \`tureen export\` wrote, or the name of an example\: signs]:bundle:_tureen_example_or_dir"
+  "--bundle[check this bundle too\: directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs]:bundle:_tureen_example_or_dir"
   "--json[print the same as a JSON object]"
 )
 
@@ -441,7 +443,7 @@ _shtab_tureen_inspect_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--try[open each engine, check that it reproduces the golden rows, and show which one \`auto\` chooses]"
   "--json[print the same as a JSON object]"
-  ":directory that \`tureen export\` wrote, or the name of an example\: signs:_tureen_example_or_dir"
+  ":directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs:_tureen_example_or_dir"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -576,6 +578,26 @@ _shtab_tureen_jobs_watch_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_tureen_jobs_watch_defaults_added=0
 
+_shtab_tureen_pull_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--out[also copy the bundle to this new directory]:DIR:_files -/"
+  ":hf\:\/\/OWNER\/NAME, hf\:\/\/OWNER\/NAME\@REVISION or hf\:\/\/OWNER\/NAME\@REVISION\/FOLDER\; s3\:\/\/BUCKET\/PREFIX\; file\:\/\/\/DIRECTORY:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_tureen_pull_defaults_added=0
+
+_shtab_tureen_push_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--message[of the commit on the hub]:message:"
+  "--private[make a repository that this command creates private]"
+  ":directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs:_tureen_example_or_dir"
+  ":hf\:\/\/OWNER\/NAME, hf\:\/\/OWNER\/NAME\@REVISION or hf\:\/\/OWNER\/NAME\@REVISION\/FOLDER\; s3\:\/\/BUCKET\/PREFIX\; file\:\/\/\/DIRECTORY:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_tureen_push_defaults_added=0
+
 _shtab_tureen_serve_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[TOML file of settings\; flags and variables override it\; also TUREEN_CONFIG\; default\: none]:FILE:_files"
@@ -637,7 +659,7 @@ _shtab_tureen_serve_options=(
   "--otlp-endpoint[OpenTelemetry endpoint for traces, such as http\:\/\/localhost\:4318\; default\: no traces]:OTLP_ENDPOINT:"
   "--cache-dir[directory of compiled models and of timings of this machine\; default\: the cache directory of the user]:CACHE_DIR:_files -/"
   "--log-level[lowest level that is logged]:LOG_LEVEL:(debug info warning error)"
-  ":directory that \`tureen export\` wrote, or the name of an example\: signs:_tureen_example_or_dir"
+  ":directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs:_tureen_example_or_dir"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -783,6 +805,8 @@ _shtab_tureen() {
         gallery) _arguments -C -s $_shtab_tureen_gallery_options ;;
         inspect) _arguments -C -s $_shtab_tureen_inspect_options ;;
         jobs) _shtab_tureen_jobs ;;
+        pull) _arguments -C -s $_shtab_tureen_pull_options ;;
+        push) _arguments -C -s $_shtab_tureen_push_options ;;
         serve) _arguments -C -s $_shtab_tureen_serve_options ;;
         tokens) _shtab_tureen_tokens ;;
         train) _arguments -C -s $_shtab_tureen_train_options ;;
