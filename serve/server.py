@@ -18,8 +18,9 @@ from serve.settings import Settings, grpc_address
 from serve.settings_sources import parse_settings
 from serve.telemetry.logs import configure_logs
 from tureen.bundle.bundle import load_bundle
-from tureen.bundle.examples import find_bundle
 from tureen.machine import is_temporary
+from tureen.remote.address import parse_address
+from tureen.remote.locate import locate_bundle
 
 logger = logging.getLogger("tureen.serve")
 
@@ -55,8 +56,9 @@ def run_server(settings: Settings, on_ready: Callable[[int, int], None] = lambda
             "the home directory is not writable: the operator's settings and token are in %s until the server ends; "
             "give --state-dir to keep them", settings.state_dir,
         )  # fmt: skip
-    settings = settings.model_copy(update={"bundle": find_bundle(settings.bundle)})
-    bundle = load_bundle(settings.bundle)
+    bundle = load_bundle(locate_bundle(settings.bundle, cache=settings.cache_dir))
+    if parse_address(settings.bundle) is None:  # the path of an example; an address is resolved again by a reload
+        settings = settings.model_copy(update={"bundle": bundle.path})
     try:
         listeners = bind(settings.host, settings.port, settings.workers)
     except OSError as error:
@@ -84,7 +86,9 @@ def run_server(settings: Settings, on_ready: Callable[[int, int], None] = lambda
                     logger.error("%s", GrpcPortTakenError(grpc_address(settings)))
                     return 1
                 settings = settings.model_copy(update={"grpc_port": holder.getsockname()[1]})
-            return supervise(settings, listeners, on_ready=lambda: on_ready(port, admin_port), open_admin=open_admin)
+            return supervise(
+                settings, bundle.path, listeners, on_ready=lambda: on_ready(port, admin_port), open_admin=open_admin
+            )
     return SingleProcess(
         settings, bundle, listeners, on_ready=lambda: on_ready(port, admin_port), open_admin=open_admin
     ).run()

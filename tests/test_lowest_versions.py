@@ -22,6 +22,7 @@ NEED_MORE = [  # torch, onnx, TensorRT, Ray, a browser, or packages outside the 
     "tests/tureen/bundle/test_bundle.py", "tests/tureen/test_cli.py", "tests/tureen/bundle/test_graph_check.py",
     "tests/tureen/bundle/test_graph.py", "tests/tureen/commands/test_completion.py",
     "tests/tureen/commands/test_inspect.py", "tests/tureen/test_preprocess.py",
+    "tests/tureen/remote", "tests/tureen/commands/test_transfer.py", "tests/serve/test_served_address.py",
 ]  # fmt: skip
 NEED_TORCH = [
     "tests/tureen/test_soup.py::test_a_model_of_one_token_classifies_without_a_beta_and_refuses_any",

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from serve.control.beta_choice import ActiveSettings
 from serve.control.settings_state import SettingsState
@@ -33,6 +34,7 @@ from tureen.engines.timings_cache import explain_choice
 from tureen.errors import EngineError, SingleTokenError, TokenFileError, TureenError
 from tureen.image_cost import LEAST_COST, NO_COST, ImageCost, image_cost
 from tureen.preprocess import Pixels
+from tureen.remote.locate import locate_bundle
 from tureen.soup import Soup
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
@@ -89,8 +91,10 @@ class Service:
         await self._load(self._first_bundle)
         self.metrics.is_ready.set(1)
 
-    async def reload(self) -> None:
-        """Replaces the current model with the bundle on disk. No request is refused or fails because of the reload.
+    async def reload(self, bundle: Path | None = None) -> None:
+        """Replaces the current model with a bundle. No request is refused or fails because of the reload.
+
+        bundle: directory of the bundle; None: that of the settings. An address in the settings is resolved again.
 
         The engine of the new model must reproduce the golden rows, and is warmed up, before the model becomes current.
         Requests that were admitted earlier get their results from the previous model. It is closed after the last of
@@ -99,7 +103,7 @@ class Service:
         token, and the errors of `open_soup`. After an error the previous model stays current.
         """
         previous = self.model
-        await self._load(await asyncio.to_thread(load_bundle, self.settings.bundle))
+        await self._load(await asyncio.to_thread(self._read_bundle, bundle))
         retirement = asyncio.create_task(self._retire(previous))
         self._retirements.add(retirement)
         retirement.add_done_callback(self._retirements.discard)
@@ -274,6 +278,10 @@ class Service:
             yield model
         finally:
             self._release(model, hold)
+
+    def _read_bundle(self, bundle: Path | None) -> Bundle:
+        settings = self.settings
+        return load_bundle(bundle or locate_bundle(settings.bundle, must_exist=False, cache=settings.cache_dir))
 
     async def _load(self, bundle: Bundle) -> None:
         started = time.monotonic()

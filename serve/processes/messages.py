@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
@@ -83,9 +84,10 @@ class Drain(BaseModel):
 
 
 class Reload(BaseModel):
-    """Message to a worker: load the bundle from disk again. The worker replies with ReloadResult."""
+    """Message to a worker: load a bundle and serve it. The worker replies with ReloadResult."""
 
     kind: Literal["reload"] = "reload"
+    bundle: Path = Field(description="directory of the bundle")
 
 
 class Heartbeat(BaseModel):

@@ -10,6 +10,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -107,16 +108,17 @@ class ServerProcess:
         self.server.run()
         return int(self._has_failed)
 
-    async def reload(self) -> bool:
-        """Loads the bundle from disk again and serves it. Returns whether this succeeded.
+    async def reload(self, bundle: Path | None = None) -> bool:
+        """Loads the bundle again and serves it. Returns whether this succeeded.
 
+        bundle: as for `Service.reload`.
         If the reload fails, logs the error, and the process still serves the previous bundle.
         """
         async with self._reloading:
             if self._opening is not None:
                 await self._opening
             try:
-                await self.service.reload()
+                await self.service.reload(bundle)
             except TureenError as error:
                 logger.error("reload failed, the previous bundle is still served: %s", error)
             except Exception:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from serve.control.revision_store import Revision
 from serve.control.worker_state import AdminServer, OpenAdminServer, WorkerState
@@ -67,8 +68,8 @@ class SingleProcess(ServerProcess):
             signal.signal(signal_number, signal.SIG_IGN)  # a second signal must not turn a clean exit into a crash
         return status
 
-    async def reload(self) -> bool:
-        is_reloaded = await super().reload()
+    async def reload(self, bundle: Path | None = None) -> bool:
+        is_reloaded = await super().reload(bundle)
         if self._admin is not None:
             self._admin.show_model(self.service.bundle.manifest)
         return is_reloaded

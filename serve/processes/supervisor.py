@@ -45,7 +45,8 @@ from serve.settings import Settings
 from serve.telemetry.logs import FIELDS
 from serve.telemetry.metrics import SHARED_DIRECTORY, Metrics
 from tureen.bundle.manifest import Manifest
-from tureen.errors import TokenFileError
+from tureen.errors import TokenFileError, TureenError
+from tureen.remote.locate import locate_bundle
 
 DIVIDED = ("max_requests", "max_waiting_images", "max_body_memory", "max_decode_pixels", "max_decode_memory")
 HEALTHY_AFTER_S = 10.0  # the death of a worker that was ready for this long is no failed start
@@ -60,6 +61,7 @@ logger = logging.getLogger("tureen.supervisor")
 
 def supervise(
     settings: Settings,
+    bundle: Path,
     listeners: Sequence[socket.socket],
     on_ready: Callable[[], None],
     open_admin: OpenAdminServer,
@@ -68,11 +70,12 @@ def supervise(
 
     The status is 1 if no worker became ready, or if a worker died or was killed while it drained; else 0. SIGHUP makes
     the workers reload the bundle, one after the other.
-    listeners: one for each worker. on_ready: called when the first worker is ready. open_admin: opens the operators'
-    listener. Raises TureenError if that listener cannot be opened.
+    bundle: directory of the bundle; `settings` may have its address instead. listeners: one for each worker. on_ready:
+    called when the first worker is ready. open_admin: opens the operators' listener. Raises TureenError if that
+    listener cannot be opened.
     """
     with tempfile.TemporaryDirectory(prefix="tureen-metrics-") as metrics:
-        return uvloop.run(Supervisor(settings, listeners, Path(metrics), on_ready, open_admin).run())
+        return uvloop.run(Supervisor(settings, bundle, listeners, Path(metrics), on_ready, open_admin).run())
 
 
 def worker_settings(settings: Settings) -> Settings:
@@ -126,13 +129,14 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
+        bundle: Path,
         listeners: Sequence[socket.socket],
         metrics: Path,
         on_ready: Callable[[], None],
         open_admin: OpenAdminServer,
     ) -> None:
         self._settings = settings
-        self._worker_settings = worker_settings(settings)
+        self._worker_settings = worker_settings(settings).model_copy(update={"bundle": bundle})
         self._listeners = listeners
         self._metrics = metrics
         self._on_ready = on_ready
@@ -337,16 +341,29 @@ class Supervisor:
         while True:
             await self._reload_requested.wait()
             self._reload_requested.clear()
+            try:
+                bundle = await asyncio.to_thread(
+                    locate_bundle, self._settings.bundle, must_exist=False, cache=self._settings.cache_dir
+                )
+            except TureenError as error:
+                logger.error("reload failed, the previous bundle is still served: %s", error)
+                continue
+            previous = self._worker_settings
+            self._worker_settings = previous.model_copy(update={"bundle": bundle})
+            is_served = False
             for number in range(self._settings.workers):
                 worker = self._workers.get(number)
                 if worker is None:
                     continue  # its successor loads the current bundle
-                worker.channel.send(Reload())
+                worker.channel.send(Reload(bundle=bundle))
                 if not await worker.reload_results.get():
                     served = {state.worker: state.model for state in self._worker_states()}
                     message = "reload stopped: this worker could not load the bundle; later workers are not reloaded"
                     _log(logging.ERROR, message, worker, served=served)
+                    if not is_served:
+                        self._worker_settings = previous
                     break
+                is_served = True
                 _log(logging.INFO, "worker reloaded", worker)
 
     def _stop(self) -> None:

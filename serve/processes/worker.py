@@ -78,7 +78,7 @@ class Worker(ServerProcess):
                 case CheckToken():
                     self._start_task(self._check_token(message.sha256))
                 case Reload():
-                    self._start_task(self._reload())
+                    self._start_task(self._reload(message.bundle))
                 case Heartbeat():
                     self._send(message)
                 case Drain():
@@ -104,8 +104,8 @@ class Worker(ServerProcess):
             error = str(refusal)
         self._send(TokenChecked(sha256=sha256, error=error))
 
-    async def _reload(self) -> None:
-        is_reloaded = await self.reload()
+    async def _reload(self, bundle: Path) -> None:
+        is_reloaded = await self.reload(bundle)
         self._send(ServingModel(manifest=self.service.bundle.manifest))
         self._send_applied()
         self._send(ReloadResult(ok=is_reloaded))

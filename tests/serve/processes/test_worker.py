@@ -144,7 +144,7 @@ def test_the_result_of_a_reload_follows_the_model_that_is_served(tmp_path, is_op
         async with begun(tmp_path) as (worker, supervisor):
             if is_open:
                 await worker.service.open()
-            supervisor.send(Reload())
+            supervisor.send(Reload(bundle=EXAMPLES / "cifar10"))
             assert await supervisor.receive() == ServingModel(manifest=MANIFEST)
             assert await supervisor.receive() == SettingsApplied(revision=0)
             assert await supervisor.receive() == ReloadResult(ok=is_open)
