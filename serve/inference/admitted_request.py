@@ -14,7 +14,7 @@ from serve.control.beta_choice import ANONYMOUS, BetaChoice, ClientIdentity
 from serve.errors import TokenParkedError
 from serve.inference.loaded_model import InferenceRequest, InferenceResult
 from serve.telemetry.metrics import MIX_BUCKET, beta_bucket
-from tureen.errors import SingleTokenError, TureenError
+from tureen.errors import SingleTokenError, TureenError, UnknownTokenError
 from tureen.image_cost import ImageCost
 from tureen.preprocess import Pixels
 from tureen.tokens import CLEAN_BETA, GivenChoice, Mix, Strength, TokenChoice, token_mix
@@ -66,12 +66,18 @@ class Admission:
         choice = self.active_settings.choose(given, identity)
         names = set() if choice.mix is None else {name for name, _ in choice.mix.weights}
         if isinstance(given, Mix):
-            known = self._tokens.keys() | self._parked_tokens.keys()
-            given.check_names(known - self.active_settings.state.private_tokens)
+            self._check_names(given)
         # A parked token is not that of the same name in the bundle or in the directory of tokens.
         if not names <= self._tokens.keys() or not names.isdisjoint(self._parked_tokens):
             raise TokenParkedError
         return choice
+
+    def _check_names(self, given: Mix) -> None:
+        """Raises UnknownTokenError if a token of the given mix does not exist, or belongs to other clients."""
+        private = self.active_settings.state.private_tokens
+        for name, _ in given.weights:
+            if name in private or not (name in self._tokens or name in self._parked_tokens):
+                raise UnknownTokenError(name, (self._tokens.keys() | self._parked_tokens.keys()) - private)
 
     def beta_of(self, value: float | Strength) -> float:
         """Returns a β unchanged. Converts a strength to a β with the curve of the model that this request uses.

@@ -22,7 +22,7 @@ from tureen.errors import EngineError
 from tureen.tokens import mix_rows
 from tureen.vendor_telemetry import disable_vendor_telemetry
 
-TOKEN_BATCH = 64  # tokens that are checked in one run
+TOKEN_BATCH = 16  # tokens that are checked in one run; small, because an engine keeps memory for its largest batch
 
 
 @dataclass(frozen=True)
