@@ -66,3 +66,5 @@ bench: setup
 	$(BIN)/python -m benchmarks.precisions tureen-demo/run-*
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.propagation
+	$(BIN)/python -m benchmarks.add_tokens
+	$(BIN)/python -m benchmarks.many_tokens

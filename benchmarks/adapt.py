@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.machine import describe_machine
-from export.commands.adapt import BETAS, BETAS_UNDER_ATTACK, LEARNING_RATE, STEPS
+from export.commands.adapt import BETAS, BETAS_UNDER_ATTACK
+from export.commands.parsers import ADAPT_STEPS, LEARNING_RATE
 from export.torch_soup import model_of_bundle
 from training.adapt.comparison import ATTACK, compare, has_won
 from training.adapt.cross_validation import (
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument("--measured", type=int, default=500, help="other images, to measure (default: %(default)s)")
     parser.add_argument("--attacked", type=int, default=0, help="of them, to measure robust accuracy (default: none)")
     parser.add_argument("--no-robust", action="store_true", help="omit the token that is learned under an attack")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, default=ADAPT_STEPS)
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

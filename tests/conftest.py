@@ -103,6 +103,12 @@ def _signal_handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True)
+def _no_terminal_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start each test without the width of a terminal, which a library may set for the whole process."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(scope="session")
 def digits_run(request: pytest.FixtureRequest) -> Path:
     """A run of the recipe `digits` with a smaller model and fewer epochs: a tenth of the work, about 95 % clean."""
