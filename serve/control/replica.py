@@ -167,7 +167,7 @@ class SettingsReplica:
         """
         known = self.head
         try:
-            row, credentials, has_new_files = await asyncio.to_thread(self._read_store)
+            row, credentials, has_new_files = await asyncio.to_thread(self._read_store, known, self.state)
             if row.revision < known.revision or (row.revision == known.revision and row.hash != known.hash):
                 raise ControlStoreError(
                     f"the store of the operator's settings is at revision {row.revision}, and revision "
@@ -189,10 +189,14 @@ class SettingsReplica:
         self.store.append(row, token_files)
         self._copy_token_files(row.state)  # a rollback may bring back a token whose file this server never had
 
-    def _read_store(self) -> tuple[Revision, tuple[Credential, ...], bool]:
-        """Returns the last revision, the credentials, and whether a missing token file was copied to the cache."""
+    def _read_store(self, known: Revision, known_state: SettingsState) -> tuple[Revision, tuple[Credential, ...], bool]:
+        """Returns the last revision, the credentials, and whether a missing token file was copied to the cache.
+
+        known, known_state: the revision in force and its settings, which are not parsed again.
+        """
         head = self.store.head()
-        return head, tuple(self._credentials.all()), self._copy_token_files(head.state)
+        state = known_state if head == known else head.state
+        return head, tuple(self._credentials.all()), self._copy_token_files(state)
 
     def _copy_token_files(self, state: SettingsState) -> bool:
         """Copies the token files of the settings from the store to the cache. Returns whether a file was missing.
