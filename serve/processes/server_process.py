@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +61,7 @@ class ServerProcess:
         self._jobs: JobRunner | None = None
         self._opening: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._tracing = open_tracing(settings.otlp_endpoint)
         self._app = create_app(self.service, self._close_last, self._tracing)
         config = uvicorn_config(
@@ -98,6 +99,12 @@ class ServerProcess:
         A subclass must override this method.
         """
         raise NotImplementedError
+
+    def start_task(self, work: Coroutine[None, None, None]) -> None:
+        """Runs the coroutine as a task, and keeps the task until it ends."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # the loop holds tasks by weak references
+        task.add_done_callback(self._tasks.discard)
 
     def run(self) -> int:
         """Serves until the server has drained. Blocks. Returns the exit status of the process.

@@ -38,7 +38,6 @@ class SingleProcess(ServerProcess):
         self._open_admin = open_admin
         self._admin: AdminServer | None = None
         self._reload: asyncio.Task[bool] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def begin(self) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_soon)
@@ -82,9 +81,7 @@ class SingleProcess(ServerProcess):
         self.service.apply_settings(row.revision, row.state)
         self.service.metrics.control_reachable.set(is_reachable)
         if self.service.applied_revision != row.revision:
-            task = asyncio.get_running_loop().create_task(self._load_tokens())
-            self._tasks.add(task)  # the loop holds tasks by weak references
-            task.add_done_callback(self._tasks.discard)
+            self.start_task(self._load_tokens())
 
     async def _load_tokens(self) -> None:
         await self.service.load_tokens()

@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import signal
 import socket
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
 
 from serve.processes.messages import (
@@ -50,14 +48,13 @@ class Worker(ServerProcess):
         super().__init__(config.settings, bundle, listeners, Metrics(Path(config.metrics)))
         self._end = end
         self._channel: WorkerChannel | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         if config.control is not None:
             self._apply_settings(config.control)
 
     async def begin(self) -> None:
         # A copy. The original stays open until the process ends, so the supervisor detects that end by its closing.
         self._channel = await WorkerChannel.connect(self._end.dup())
-        self._start_task(self._follow_supervisor(self._channel))
+        self.start_task(self._follow_supervisor(self._channel))
 
     def become_ready(self) -> None:
         self._send(ServingModel(manifest=self.service.bundle.manifest))
@@ -74,11 +71,11 @@ class Worker(ServerProcess):
                     if self.service.applied_revision >= message.revision:
                         self._send_applied()
                     else:  # it takes time, and the next message must not wait
-                        self._start_task(self._load_tokens())
+                        self.start_task(self._load_tokens())
                 case CheckToken():
-                    self._start_task(self._check_token(message.sha256))
+                    self.start_task(self._check_token(message.sha256))
                 case Reload():
-                    self._start_task(self._reload(message.bundle))
+                    self.start_task(self._reload(message.bundle))
                 case Heartbeat():
                     self._send(message)
                 case Drain():
@@ -113,11 +110,6 @@ class Worker(ServerProcess):
     def _send(self, message: SettingsApplied | TokenChecked | Heartbeat | Ready | ReloadResult | ServingModel) -> None:
         assert self._channel is not None
         self._channel.send(message)
-
-    def _start_task(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)  # the loop holds tasks by weak references
-        task.add_done_callback(self._tasks.discard)
 
 
 def main(descriptor: int) -> int:
