@@ -171,6 +171,7 @@ class Metrics:
             (self.stage_seconds, STAGES),
             (self.token_classifications, (OTHER_TOKENS,)),
             (self.operator_tokens, ("used", "parked")),
+            (self.rejections, ("overloaded", "client_gone")),  # the codes that the dashboard and the alerts name
             (self.dropped, ("deadline", "abandoned")),
             (self.mode_comparisons, ("agree", "disagree", "dropped")),
             (self.reloads, ("ok", "failed")),

@@ -17,7 +17,11 @@ from tureen.bundle.examples import EXAMPLES
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "monitoring.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if not line.startswith("docker ")]
+METRICS = {  # name -> labels
+    collector._name + ("_total" if collector._type == "counter" else ""): ", ".join(collector._labelnames)
+    for collector in Metrics().registry._collector_to_names
+}
 WATCHED, TRACED = [command for command in COMMANDS if command.startswith("tureen serve")]
 
 
@@ -54,12 +58,17 @@ def test_without_a_collector_the_server_serves_and_stops(workplace, run_command,
 
 def test_the_table_has_every_metric_with_its_labels():
     told = dict(re.findall(r"^\| `(tureen_\w+)` \|([^|]*)\|", GUIDE, re.MULTILINE))
-    there = {}
-    for collector in Metrics().registry._collector_to_names:
-        name = collector._name + ("_total" if collector._type == "counter" else "")
-        there[name] = ", ".join(collector._labelnames)
-    assert {name: labels.strip() for name, labels in told.items()} == there
-    assert set(re.findall(r"tureen_\w+", GUIDE)) == there.keys()
+    assert {name: labels.strip() for name, labels in told.items()} == METRICS
+    assert set(re.findall(r"tureen_\w+", GUIDE)) == METRICS.keys()
+
+
+def test_every_metric_is_on_the_dashboard_which_has_the_rows_of_the_page():
+    dashboard = json.loads((ROOT / "serve" / "monitoring" / "dashboard.json").read_text())
+    queried = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", []))
+    assert [name for name in METRICS if not re.search(rf"\b{name}(_bucket|_sum)?\b", queried)] == []
+    rows = re.findall(r"^\| row of the dashboard .*\n\|---\|---\|\n((?:\|.*\n)+)", GUIDE, re.MULTILINE)[0]
+    titles = [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"]
+    assert re.findall(r"^\| ([^|]+) \|", rows, re.MULTILINE) == titles
 
 
 def test_every_option_of_the_page_exists():

@@ -12,6 +12,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve.http.problems import INTERNAL, OIP_PROBLEM_TYPES, PROBLEM_TYPES
+from serve.telemetry.metrics import Metrics
 
 MONITORING = files("serve") / "monitoring"
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
@@ -118,6 +119,16 @@ def test_every_expression_queries_metrics_of_a_running_server(exposed):
 )
 def test_an_unknown_metric_is_found(expression, wrong, exposed):
     assert unknown(expression, exposed) == wrong
+
+
+def test_the_codes_that_a_query_names_have_a_series_before_the_first_error():
+    expressions = [target["expr"] for panel in PANELS for target in panel["targets"]]
+    expressions += [rule["expr"] for rule in RULES]
+    codes = set(re.findall(r'code="(\w+)"', " ".join(expressions)))
+    assert codes == {"overloaded", "client_gone"}
+    text = Metrics().render()[0].decode()
+    for code in codes:
+        assert f'tureen_rejections_total{{code="{code}"}} 0.0' in text
 
 
 def test_grafana_can_import_the_dashboard():
