@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from tureen.bundle.examples import EXAMPLES
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "deploy" / "kubernetes"
 GUIDE = (ROOT / "docs" / "kubernetes.md").read_text()
-KSERVE, KUSTOMIZATION = FOLDER / "kserve.yaml", FOLDER / "kustomization.yaml"
+KSERVE, RUNTIME, KUSTOMIZATION = (FOLDER / f"{name}.yaml" for name in ("kserve", "kserve-runtime", "kustomization"))
 VERSIONS = ("1.30", "1.37")  # the oldest and the newest checked
 
 
@@ -34,10 +35,15 @@ BY_KIND = {read(path)["kind"]: read(path) for path in FOLDER.glob("*.yaml")}
 DEPLOYMENT, SERVICE = BY_KIND["Deployment"], BY_KIND["Service"]
 POD = DEPLOYMENT["spec"]["template"]
 PREDICTOR = BY_KIND["InferenceService"]["spec"]["predictor"]
+SERVING_RUNTIME = BY_KIND["ServingRuntime"]["spec"]
 CONTAINERS = {
     "deployment": (POD["spec"], POD["spec"]["containers"][0]),
     "kserve": (PREDICTOR, PREDICTOR["containers"][0]),
+    "kserve-runtime": (SERVING_RUNTIME, SERVING_RUNTIME["containers"][0]),
 }
+# The fields of a ServingRuntime that are not those of its pod.
+OF_THE_RUNTIME = {"supportedModelFormats", "protocolVersions", "multiModel", "annotations"}
+DEFAULT_GRACE_S = 30  # terminationGracePeriodSeconds of a pod that has none
 
 
 def environment(container):
@@ -57,6 +63,26 @@ def test_kserve_derives_a_valid_pod(version):
     kubernetes_validate.validate(pod, version, strict=True)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_kserve_derives_a_valid_pod_from_the_runtime_and_the_service_of_the_page(version):
+    (block,) = (
+        block for block in re.findall(r"^```yaml\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL) if "kind:" in block
+    )
+    model = yaml.safe_load(block)["spec"]["predictor"]["model"]
+    (model_format,) = SERVING_RUNTIME["supportedModelFormats"]
+    assert model["modelFormat"]["name"] == model_format["name"]
+    assert model["protocolVersion"] in SERVING_RUNTIME["protocolVersions"] == ["v2", "grpc-v2"]
+    (container,) = SERVING_RUNTIME["containers"]
+    ports = {port["name"]: str(port["containerPort"]) for port in container["ports"]}
+    variables = environment(container)
+    assert ports == {"http1": variables["TUREEN_PORT"], "h2c": variables["TUREEN_GRPC_PORT"]}
+    assert variables["TUREEN_BUNDLE"] == "/mnt/models"
+    spec = {name: value for name, value in SERVING_RUNTIME.items() if name not in OF_THE_RUNTIME}
+    spec["containers"] = [{**container, "env": container["env"] + model["env"]}]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec}
+    kubernetes_validate.validate(pod, version, strict=True)
+
+
 def test_a_wrong_field_is_detected():
     wrong = {**SERVICE, "spec": {**SERVICE["spec"], "selektor": {}}}
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -65,7 +91,7 @@ def test_a_wrong_field_is_detected():
 
 def test_all_manifests_are_applied_and_refer_to_one_another():
     applied = set(read(KUSTOMIZATION)["resources"])
-    assert applied == {path.name for path in FOLDER.glob("*.yaml")} - {KSERVE.name, KUSTOMIZATION.name}
+    assert applied == {path.name for path in FOLDER.glob("*.yaml")} - {KSERVE.name, RUNTIME.name, KUSTOMIZATION.name}
     labels = POD["metadata"]["labels"]
     assert DEPLOYMENT["spec"]["selector"]["matchLabels"] == labels == SERVICE["spec"]["selector"]
     assert BY_KIND["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
@@ -81,6 +107,15 @@ def test_all_manifests_are_applied_and_refer_to_one_another():
     assert str(listening["containerPort"]) == POD["metadata"]["annotations"]["prometheus.io/port"]
 
 
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")
+def test_kubectl_renders_the_manifests_that_it_applies():
+    ran = subprocess.run(["kubectl", "kustomize", FOLDER], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    rendered = {found["kind"]: found for found in yaml.safe_load_all(ran.stdout)}
+    assert rendered == {kind: BY_KIND[kind] for kind in rendered}
+    assert len(rendered) == len(read(KUSTOMIZATION)["resources"])
+
+
 @pytest.mark.parametrize("where", CONTAINERS)
 def test_a_pod_has_time_to_drain_and_only_existing_settings(where):
     pod, container = CONTAINERS[where]
@@ -88,7 +123,7 @@ def test_a_pod_has_time_to_drain_and_only_existing_settings(where):
     known = {f"TUREEN_{name.upper()}" for name in Settings.model_fields} | {"STORAGE_URI"}
     assert variables.keys() <= known
     drain_s = float(variables["TUREEN_DRAIN_DELAY_S"]) + float(variables["TUREEN_DRAIN_TIMEOUT_S"])
-    assert pod["terminationGracePeriodSeconds"] >= drain_s + 10
+    assert pod.get("terminationGracePeriodSeconds", DEFAULT_GRACE_S) >= drain_s + 10
     written = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
     for name in ("TUREEN_STATE_DIR", "TUREEN_CACHE_DIR"):  # the rest of the container is read-only
         assert any(Path(variables[name]).is_relative_to(path) for path in written)
@@ -105,6 +140,7 @@ def test_the_server_starts_with_the_settings_of_the_pod_and_passes_the_probes(wh
         "TUREEN_CACHE_DIR": str(tmp_path / "cache"),
         "TUREEN_PORT": "0",
         "TUREEN_ADMIN_PORT": "0",
+        **({"TUREEN_GRPC_PORT": "0"} if "TUREEN_GRPC_PORT" in variables else {}),
         "TUREEN_DRAIN_DELAY_S": "0",
         # All interfaces, as in the container; the admin listener stays on loopback.
         "TUREEN_HOST": variables["TUREEN_HOST"],

@@ -110,9 +110,14 @@ def test_the_real_clients_get_the_results_of_the_library(
     assert checks.returncode == 0, checks.stdout + checks.stderr
 
 
-def test_the_inference_service_has_fields_that_kserve_knows(python):
-    manifest = ROOT / "deploy" / "kubernetes" / "kserve.yaml"
-    subprocess.run([python, HERE / "with_kserve_models.py", manifest], check=True)
+def test_the_manifests_have_fields_that_kserve_knows(python, tmp_path):
+    manifests = [ROOT / "deploy" / "kubernetes" / name for name in ("kserve.yaml", "kserve-runtime.yaml")]
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    (example,) = (
+        block for block in re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL) if "kind:" in block
+    )
+    (tmp_path / "example.yaml").write_text(example)
+    subprocess.run([python, HERE / "with_kserve_models.py", *manifests, tmp_path / "example.yaml"], check=True)
 
 
 def test_the_server_and_the_clients_agree_on_every_version(python):

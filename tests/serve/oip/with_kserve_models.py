@@ -1,6 +1,6 @@
-"""Checks every field of a manifest against the models of KServe. Run by test_clients.py.
+"""Checks every field of manifests against the models of KServe. Run by test_clients.py.
 
-python with_kserve_models.py kserve.yaml
+python with_kserve_models.py kserve.yaml kserve-runtime.yaml
 """
 
 import re
@@ -42,14 +42,17 @@ def check(value, kind, path):
 
 
 def main():
-    manifest = yaml.safe_load(Path(sys.argv[1]).read_text())
-    check(manifest, "V1beta1InferenceService", "manifest")
-    manifest["spec"]["predictor"]["containers"][0]["ennv"] = []
-    try:
-        check(manifest, "V1beta1InferenceService", "manifest")
-    except AssertionError:
-        return
-    raise AssertionError("a wrong field was not detected")
+    for path in sys.argv[1:]:
+        manifest = yaml.safe_load(Path(path).read_text())
+        kind = f"V{manifest['apiVersion'].rpartition('/v')[2]}{manifest['kind']}"
+        assert model_of(kind) is not None, kind
+        check(manifest, kind, "manifest")
+        manifest["spec"]["speck"] = []
+        try:
+            check(manifest, kind, "manifest")
+        except AssertionError:
+            continue
+        raise AssertionError("a wrong field was not detected")
 
 
 if __name__ == "__main__":
