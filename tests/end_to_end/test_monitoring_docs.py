@@ -69,6 +69,9 @@ def test_every_metric_is_on_the_dashboard_which_has_the_rows_of_the_page():
     rows = re.findall(r"^\| row of the dashboard .*\n\|---\|---\|\n((?:\|.*\n)+)", GUIDE, re.MULTILINE)[0]
     titles = [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"]
     assert re.findall(r"^\| ([^|]+) \|", rows, re.MULTILINE) == titles
+    assert set(re.findall(r"row \*([^*]+)\*", GUIDE)) <= set(titles)
+    alerts = (ROOT / "serve" / "monitoring" / "alerts.yml").read_text()
+    assert [text for text in re.findall(r"\brow (.*)", alerts) if not text.startswith(tuple(titles))] == []
 
 
 def test_every_option_of_the_page_exists():
