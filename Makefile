@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: setup demo train-demo test test-fast test-slow check completions bench
+.PHONY: setup demo train-demo test test-fast test-slow check docs completions bench
 
 INSTALL := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 
@@ -52,6 +52,12 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/build_site.py
+
+# Writes the site of the documentation. To read it with its search: `python -m http.server -d site`.
+docs: setup
+	rm -rf site
+	$(BIN)/python docs/build_site.py site
 
 # Writes the completion scripts of `tureen completion` from the options of all commands.
 completions: setup
