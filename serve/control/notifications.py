@@ -75,7 +75,7 @@ class _CommitCounter:
                 if self._connection is None:
                     uri = f"{self._file.absolute().as_uri()}?mode=rw"  # does not create the file; the store creates it
                     self._connection = sqlite3.connect(
-                        uri, TIMEOUT_S, uri=True, check_same_thread=False, isolation_level=None
+                        uri, timeout=TIMEOUT_S, uri=True, check_same_thread=False, isolation_level=None
                     )
                 (version,) = self._connection.execute("PRAGMA data_version").fetchone()
             except sqlite3.Error:

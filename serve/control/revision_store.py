@@ -214,7 +214,7 @@ class RevisionStore:
         """Returns a connection to the existing file. Does not create the file."""
         assert self.file is not None
         uri = f"{self.file.absolute().as_uri()}?mode=rw"
-        return sqlite3.connect(uri, TIMEOUT_S, uri=True, check_same_thread=False)
+        return sqlite3.connect(uri, timeout=TIMEOUT_S, uri=True, check_same_thread=False)
 
     @property
     def _public_url(self) -> str:

@@ -63,5 +63,5 @@ def _read_only(file: Path) -> sa.Engine:
     """Returns an engine for a SQLite file that cannot change the file."""
     uri = f"{file.absolute().as_uri()}?mode=ro"
     return sa.create_engine(
-        "sqlite://", creator=lambda: sqlite3.connect(uri, TIMEOUT_S, uri=True), poolclass=sa.NullPool
+        "sqlite://", creator=lambda: sqlite3.connect(uri, timeout=TIMEOUT_S, uri=True), poolclass=sa.NullPool
     )
