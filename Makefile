@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: setup demo train-demo test test-fast test-slow check docs completions bench
+.PHONY: setup demo train-demo test test-fast test-slow check docs wheel completions bench
 
 INSTALL := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 
@@ -58,6 +58,11 @@ check: setup
 docs: setup
 	rm -rf site
 	$(BIN)/python docs/build_site.py site
+
+# Builds the wheel into dist/, and tests it with each supported version of Python that is installed.
+wheel: setup
+	$(BIN)/python -m build --wheel --no-isolation
+	$(BIN)/pytest tests/end_to_end/test_wheel.py
 
 # Writes the completion scripts of `tureen completion` from the options of all commands.
 completions: setup

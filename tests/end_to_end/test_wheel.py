@@ -1,12 +1,13 @@
-"""The server as it is installed in production: a wheel, its serving extra, an empty environment, no torch."""
+"""The server as in production: a wheel, its serving extra, an empty environment of each supported Python, no torch."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
-import venv
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,38 @@ from tests.patience import DEADLINE_S
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
+PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+CLASSIFIERS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+PYTHONS = [line.rpartition(" ")[2] for line in CLASSIFIERS if line.startswith("Programming Language :: Python :: 3.")]
+
+
+def interpreter(version):
+    """The path of a Python of this version: the one that runs the tests, one on PATH, or one that pyenv installed."""
+    if sys.version_info[:2] == tuple(map(int, version.split("."))):
+        return sys.executable
+    for python in (shutil.which(f"python{version}"), *PYENV.glob(f"versions/{version}.*/bin/python")):
+        # A shim of pyenv on PATH may have no interpreter.
+        if python and subprocess.run([python, "-c", ""], capture_output=True).returncode == 0:
+            return python
+    return None
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """The python of a new environment in which only the wheel and its serving extra are installed."""
+def wheel(tmp_path_factory):
     directory = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(directory), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = directory.glob("tureen-*.whl")
-    venv.create(directory / "venv", with_pip=True)
+    return wheel
+
+
+@pytest.fixture(scope="module", params=PYTHONS)
+def installed(request, wheel, tmp_path_factory):
+    """The python of a new environment in which only the wheel and its serving extra are installed."""
+    if (base := interpreter(request.param)) is None:
+        pytest.skip(f"Python {request.param} is missing")
+    directory = tmp_path_factory.mktemp("installed")
+    subprocess.run([base, "-m", "venv", directory / "venv"], check=True)
     python = directory / "venv" / "bin" / "python"
     pip = [
         python,
