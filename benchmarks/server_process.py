@@ -127,7 +127,7 @@ def run_tureen(bundle: Path, *flags: str, command: Sequence[str] = TUREEN_SERVER
     """Runs `tureen serve` with the bundle, and yields the server when it is ready.
 
     flags: additional flags of `tureen serve`. command: the program and arguments before the bundle. The server logs no
-    requests, because LitServe, with which it is compared, logs none.
+    requests, because the servers with which it is compared log none.
     """
     port = free_port()
     # Any free admin port: the default, port + 1, may belong to another server of this benchmark.

@@ -20,7 +20,6 @@ from pathlib import Path
 from benchmarks.expensive_images import measure_expensive_images
 from benchmarks.hardware_limit import measure_limit
 from benchmarks.interruptions import measure_reload, measure_sigterm, measure_worker_kill
-from benchmarks.litserve_comparison import compare_with_litserve
 from benchmarks.machine import describe_machine
 from benchmarks.overload import measure_overload
 from benchmarks.saturation import measure_mixed_betas, measure_saturation
@@ -40,7 +39,6 @@ from tureen.engines import open_engine
 SECTIONS: dict[str, Callable[[Workload], None]] = {
     "limit": measure_limit,
     "saturation": measure_saturation,
-    "litserve": compare_with_litserve,
     "mixed": measure_mixed_betas,
     "overload": measure_overload,
     "expensive": measure_expensive_images,

@@ -1,0 +1,1 @@
+"""Servers of other projects with which `benchmarks.beside_peers` compares Tureen, each with its virtual environment."""
