@@ -23,7 +23,7 @@ class ImageClassifier:
 
     @bentoml.api(
         batchable=OPTIONS["max_batch_size"] > 1,
-        max_batch_size=OPTIONS["max_batch_size"],
+        max_batch_size=max(2, OPTIONS["max_batch_size"]),  # BentoML refuses 1
         max_latency_ms=OPTIONS["max_latency_ms"],
     )
     def classify(self, images: list[Image]) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from pathlib import Path
 
@@ -31,6 +30,7 @@ class ImageClassifier(MLModel):
 
 def main() -> None:
     options = read_options()
+    directory = tempfile.TemporaryDirectory()
     server = {
         "host": "127.0.0.1",
         "http_port": options["port"],
@@ -38,6 +38,8 @@ def main() -> None:
         "metrics_port": options["other_ports"][1],
         "parallel_workers": options["workers"],
         "debug": False,  # True logs each request
+        "metrics_dir": directory.name,
+        "environments_dir": directory.name,
     }
     model = {
         "name": "classifier",
@@ -45,11 +47,10 @@ def main() -> None:
         "max_batch_size": options["max_batch_size"],
         "max_batch_time": options["batch_timeout"],
     }
-    with tempfile.TemporaryDirectory() as directory:
-        os.chdir(directory)  # MLServer writes to the working directory
-        Path("settings.json").write_text(json.dumps(server))
-        Path("model-settings.json").write_text(json.dumps(model))
-        run_mlserver(["start", "."])
+    with directory:
+        for name, content in (("settings", server), ("model-settings", model)):
+            (Path(directory.name) / f"{name}.json").write_text(json.dumps(content))
+        run_mlserver(["start", directory.name])
 
 
 if __name__ == "__main__":
