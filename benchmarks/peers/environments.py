@@ -1,7 +1,8 @@
 """Creates the virtual environments of the peers. This file has the versions of all their packages.
 
-An environment is in the user's cache directory. Its name has a digest of its versions, so that a changed version gives
-another environment. Packages that Tureen uses too have the versions in constraints.txt, except those listed here.
+An environment is in the user's cache directory. Its name has a digest of the versions listed here and of those of
+TUREEN_PACKAGES, so that a change of one gives another environment. Other packages that Tureen uses too have the
+versions that constraints.txt had at the installation.
 """
 
 from __future__ import annotations
@@ -152,8 +153,7 @@ def ensure_environment(name: str, environment: Environment) -> Path:
     """
     check_python(name, environment, sys.version_info[:2])
     constraints = constraints_for(environment, CONSTRAINTS.read_text())
-    digest = hashlib.sha256(f"{sys.version}{environment}{constraints}".encode()).hexdigest()[:12]
-    home = default_cache_directory() / "benchmarks" / f"{name}-{environment.version}-{digest}"
+    home = default_cache_directory() / "benchmarks" / environment_name(name, environment, constraints)
     if not (home / "complete").exists():
         print(f"{name}: installing {environment.requirement}", flush=True)
         shutil.rmtree(home, ignore_errors=True)
@@ -166,6 +166,13 @@ def ensure_environment(name: str, environment: Environment) -> Path:
         )
         (home / "complete").touch()
     return home / "bin" / "python"
+
+
+def environment_name(name: str, environment: Environment, constraints: str) -> str:
+    """Returns the name of the directory of an environment. constraints: content of a constraints file."""
+    shared = [line for line in constraints.splitlines() if package_name(line) in TUREEN_PACKAGES]
+    digest = hashlib.sha256(f"{sys.version}{environment}{shared}".encode()).hexdigest()[:12]
+    return f"{name}-{environment.version}-{digest}"
 
 
 def check_python(name: str, environment: Environment, version: tuple[int, int]) -> None:

@@ -22,6 +22,7 @@ from benchmarks.peers.environments import (
     PeerInstallError,
     check_python,
     constraints_for,
+    environment_name,
     package_name,
     run,
 )
@@ -86,6 +87,14 @@ def test_a_peer_gets_the_versions_of_tureen_except_its_own():
     text = constraints_for(environment, "# comment\nPillow==13.0.0\npeer==1.0\nnumpy==2.4.6\n")
     assert text.splitlines() == ["numpy==2.4.6", "pillow==1.0", "absent==3.0"]
     assert environment.version == "2.0"
+
+
+def test_a_changed_version_of_the_peer_or_of_the_decoder_gives_another_environment():
+    first, second = Environment("peer==2.0", (3, 9)), Environment("peer==2.0", (3, 9), versions=("other==1.0",))
+    name = environment_name("peer", first, "pillow==13.0.0\nruff==1.0\n")
+    assert environment_name("peer", first, "pillow==13.0.0\nruff==2.0\n") == name
+    assert environment_name("peer", first, "pillow==14.0.0\nruff==1.0\n") != name
+    assert environment_name("peer", second, "pillow==13.0.0\nruff==1.0\n") != name
 
 
 @pytest.mark.parametrize("peer", PEERS.values(), ids=PEERS)
