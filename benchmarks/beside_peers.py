@@ -28,7 +28,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.load import ClosedLoopResult, Connection
+from benchmarks.load import NO_RESPONSE, ClosedLoopResult, Connection
 from benchmarks.machine import describe_machine
 from benchmarks.peers.catalog import PEERS, Peer, media_type
 from benchmarks.peers.environments import PeerInstallError, ensure_environment
@@ -46,6 +46,7 @@ MODELS = {"small": "signs, 32 × 32", "photographs": "ViT-Ti/16, 224 × 224"}
 CHECKED_IMAGES = 8
 TOLERANCE = 0.02  # of the probability of the top label; batches of other sizes add numbers in another order
 WARM_UP_S = 1.0
+ATTEMPTS = 10  # to get a response from a server that has just started
 TRIAL_ROUNDS = 2  # other work on the machine only slows a server, so the better round counts
 TRIAL_S = 2.0
 US = "Tureen"
@@ -231,18 +232,26 @@ def start_servers(
 
 
 def responses(server: Server, requests: Sequence[bytes]) -> list[bytes]:
-    """Sends the requests one after the other. Returns the bodies. Raises RuntimeError for a status other than 200."""
+    """Sends the requests one after the other. Returns the bodies. Raises RuntimeError for a status other than 200.
+
+    Repeats a request without a response, at most ATTEMPTS times: HAProxy, which Ray Serve can use, closes connections
+    when it reads its configuration again after the start.
+    """
+
+    async def body(request: bytes) -> bytes:
+        for _ in range(ATTEMPTS):
+            connection = await Connection.open(server.port)
+            response = await connection.request(request)
+            connection.close()
+            if response.status == 200:
+                return response.body
+            if response.status != NO_RESPONSE:
+                break
+            await asyncio.sleep(1)
+        raise RuntimeError(f"a server responded with status {response.status}: {response.body[:500]!r}")
 
     async def send() -> list[bytes]:
-        connection = await Connection.open(server.port)
-        bodies = []
-        for request in requests:
-            response = await connection.request(request)
-            if response.status != 200:
-                raise RuntimeError(f"a server responded with status {response.status}: {response.body[:500]!r}")
-            bodies.append(response.body)
-        connection.close()
-        return bodies
+        return [await body(request) for request in requests]
 
     return asyncio.run(send())
 
