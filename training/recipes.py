@@ -104,6 +104,17 @@ class Recipe(BaseModel):
     alpha: float = Field(
         ge=0, le=1, description="weight of the clean loss in Eq. 1: 1 is nominal training, 0 adversarial training"
     )
+    objective: Literal["adversarial", "trades"] = Field(
+        default="adversarial",
+        description="robust loss; adversarial: cross-entropy on attacked images; trades: cross-entropy on clean images "
+        "and the divergence of the predictions for attacked images (Zhang et al., ICML 2019)",
+    )
+    trades_weight: float = Field(
+        default=6.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the divergence in the objective trades: 1/λ in the paper, β in its code",
+    )
     epsilon_255: float = Field(ge=0, le=255, description="radius under l∞, in 1/255 of the pixel range")
     epsilon_start: float = Field(
         default=0.0, ge=0, lt=1, description="share of all steps before the radius grows; there is no attack until then"

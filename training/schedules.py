@@ -40,10 +40,13 @@ def scheduled_attack_steps(recipe: Recipe, progress: float) -> int:
 def relative_cost(recipe: Recipe, first: int, last: int, steps: int) -> int:
     """Returns the number of passes through the model in the training steps `first` to `last` − 1.
 
-    A pass is forward and backward. A training step has one pass for the clean loss, one for the robust loss, and one
-    for each step of the attack. steps: number of steps of the whole training.
+    A pass is forward and backward over a batch. A training step has one pass for the clean loss, one for the robust
+    loss, and one for each step of the attack. In the objective "trades", a step with an attack has one more, for the
+    images in robust mode. steps: number of steps of the whole training.
     """
     if recipe.alpha == 1:  # no robust loss
         return last - first
     losses = 1 if recipe.alpha == 0 else 2
-    return sum(losses + scheduled_attack_steps(recipe, step / steps) for step in range(first, last))
+    attacks = [scheduled_attack_steps(recipe, step / steps) for step in range(first, last)]
+    more = sum(attack > 0 for attack in attacks) if recipe.objective == "trades" else 0
+    return losses * len(attacks) + sum(attacks) + more

@@ -132,6 +132,17 @@ def test_weight_decay_leaves_biases_norms_and_tokens_alone():
     }
 
 
+def test_trades_trains_both_modes():
+    settings = ["objective=trades", "epochs=60", "epsilon_255=4", "augmentation.shift_pixels=0", "ema_decay=0"]
+    training = Cotraining(load_recipe("digits", [*SMALL, *settings]), data(), CPU)
+    first = last = training.run_epoch()
+    while not training.is_finished:
+        last = training.run_epoch()
+    assert last.epsilon_255 == 4
+    assert last.clean_loss < first.clean_loss / 2
+    assert last.robust_loss < first.robust_loss / 2
+
+
 def test_a_loss_that_is_not_a_number_stops_the_run():
     training = Cotraining(load_recipe("digits", SMALL), data(), CPU)
     with torch.no_grad():

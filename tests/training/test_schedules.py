@@ -32,3 +32,9 @@ def test_the_radius_stays_0_before_its_ramp_and_the_attack_has_fewer_steps_in_it
 def test_the_cost_of_steps_counts_the_losses_and_the_steps_of_the_attack(alpha, passes):
     settings = [f"alpha={alpha}", "epsilon_start=0.5", "epsilon_ramp=0", "attack_steps=2"]
     assert relative_cost(load_recipe("digits", settings), 0, 10, 10) == passes
+
+
+@pytest.mark.parametrize(("alpha", "passes"), [(0, 5 + 5 * 4), (0.5, 10 + 5 * 5), (1, 10)])
+def test_trades_costs_one_pass_more_in_a_step_with_an_attack(alpha, passes):
+    settings = [f"alpha={alpha}", "epsilon_start=0.5", "epsilon_ramp=0", "attack_steps=2", "objective=trades"]
+    assert relative_cost(load_recipe("digits", settings), 0, 10, 10) == passes
