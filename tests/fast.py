@@ -23,8 +23,9 @@ SLOW_PATHS = (
     "training/attacks/test_autoattack.py", "training/commands/test_evaluate.py",
     "training/evaluation/test_attack_checks.py", "training/evaluation/test_plot.py", "training/test_cotrain.py",
     "training/test_distributed.py", "training/test_interruption.py", "training/test_overfitting.py",
-    "training/test_pretrained.py", "training/test_run.py", "tureen/bench/test_worker.py",
-    "tureen/commands/test_doctor.py",
+    "training/reporting/test_loggers.py", "training/reporting/test_mlflow_logger.py",
+    "training/reporting/test_wandb_logger.py", "training/test_pretrained.py", "training/test_run.py",
+    "tureen/bench/test_worker.py", "tureen/commands/test_doctor.py",
     "tureen/engines/test_tensorrt_build.py", "tureen/engines/test_vendor_types.py",
 )  # fmt: skip
 # … or many processes, folders or attacks: four seconds or more.

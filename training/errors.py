@@ -5,6 +5,7 @@ TureenError
     ├── RecipeError                  a recipe, or a value in it, is wrong
     ├── DataError                    the images are missing, have no labels, or are too few
     ├── CheckpointError              a checkpoint is missing, unfinished, damaged or of another shape
+    ├── LoggerError                  a logger is not installed, or cannot record the run
     ├── DivergedError                the loss or the logits are NaN or infinite
     ├── OverfittingError             catastrophic overfitting: the model is robust only against attacks of few steps
     └── ZeroGradientError            the gradient is zero, so the attack cannot move and its result has no meaning
@@ -28,6 +29,10 @@ class DataError(TrainingError):
 
 
 class CheckpointError(TrainingError):
+    pass
+
+
+class LoggerError(TrainingError):
     pass
 
 

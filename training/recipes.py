@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence, Set
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -12,10 +12,9 @@ from training.errors import RecipeError
 from training.models.shapes import ModelConfig, ViTConfig
 from tureen.errors import did_you_mean
 
+DESCRIPTION = {"source", "expected", "command"}
 FIELDS_WITHOUT_EFFECT_ON_WEIGHTS = {
-    "source",
-    "expected",
-    "command",
+    *DESCRIPTION,
     "evaluation_attack",
     "evaluation_steps",
     "evaluation_images",
@@ -147,6 +146,14 @@ class Recipe(BaseModel):
         if not all(0 <= beta <= 1 for beta in self.evaluation_betas):
             raise ValueError("evaluation_betas must be in [0, 1]")
         return self
+
+    def settings(self, *, without: Set[str] = frozenset()) -> dict[str, Any]:
+        """Returns the values by the key that --set takes, such as "model.depth". without: fields to leave out."""
+        settings: dict[str, Any] = {}
+        for key, value in self.model_dump(exclude=set(without)).items():
+            nested = {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
+            settings |= nested
+        return settings
 
     def fingerprint(self) -> str:
         """Returns the SHA-256, hexadecimal, of all fields that change the trained weights."""
@@ -411,19 +418,10 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         for part in parents:
             target = target.get(part) if isinstance(target, dict) else None
         if not isinstance(target, dict) or last not in target or isinstance(target[last], dict):
-            raise RecipeError(f"recipe {name} has no {key!r}{did_you_mean(key, _keys(values))}")
+            raise RecipeError(f"recipe {name} has no {key!r}{did_you_mean(key, recipe.settings())}")
         target[last] = value.split(",") if isinstance(target[last], tuple) else value
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         raise RecipeError(f"{'.'.join(map(str, first['loc'])) or name}: {first['msg']}") from error
-
-
-def _keys(values: Mapping[str, Any], parent: str = "") -> Iterator[str]:
-    """Yields the keys of `values` in the form of a setting, such as "epochs" or "model.depth". parent: key prefix."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _keys(value, f"{parent}{key}.")
-        else:
-            yield f"{parent}{key}"

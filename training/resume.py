@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -31,7 +30,7 @@ class SavedRun:
     path: file of the saved state. recipe: has the number of classes of the images. labels: names of the classes. step:
     finished steps. steps: steps of the whole run. data: the argument of `tureen train --data`, as an absolute path if
     it is a directory. group_by: the argument of --group-by, or None. init: the argument of --init, or None. is_strict,
-    is_compiled, tensorboard: the options --strict, --compile and --tensorboard.
+    is_compiled: the options --strict and --compile. logged_runs: the ids of the run by the name of the logger.
     """
 
     path: Path
@@ -44,7 +43,7 @@ class SavedRun:
     init: str | None
     is_strict: bool
     is_compiled: bool
-    tensorboard: bool
+    logged_runs: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.path}, step {self.step} of {self.steps} ({100 * self.step / self.steps:.0f} %)"
@@ -70,7 +69,7 @@ def read_saved_run(path: Path) -> SavedRun:
             init=options.get("init"),
             is_strict=options.get("is_strict", False),
             is_compiled=options.get("is_compiled", False),
-            tensorboard=options.get("tensorboard", False),
+            logged_runs=options.get("logged_runs", {}),
         )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {START_AGAIN}") from error
@@ -83,7 +82,7 @@ def require_same_recipe(saved: SavedRun, recipe: Recipe) -> None:
 
     Values that do not change the trained weights may differ, and so may values that the images or --init determine.
     """
-    before, given = _flattened(saved.recipe), _flattened(recipe)
+    before, given = (one.settings(without=FIELDS_WITHOUT_EFFECT_ON_WEIGHTS) for one in (saved.recipe, recipe))
     follows_images = {"model.classes"} if saved.recipe.dataset == "folder" else set()
     follows_init = saved.recipe.start == "pretrained" and recipe.model == RECIPES[recipe.name].model
     for key in sorted(before.keys() | given.keys(), key=lambda key: (key != "name", key)):
@@ -130,10 +129,3 @@ class SaveTimer:
         save()
         self._saved_at = self._now()
         self._interval_s = max(self._min_interval_s, (self._saved_at - started) / SAVING_SHARE)
-
-
-def _flattened(recipe: Recipe) -> Mapping[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in recipe.model_dump(exclude=FIELDS_WITHOUT_EFFECT_ON_WEIGHTS).items():
-        values |= {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
-    return values

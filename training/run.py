@@ -27,8 +27,9 @@ from training.interruption import SAVE_INTERVAL_S, InterruptedRun, StopSignals
 from training.models.registry import Model
 from training.overfitting import check_overfitting, probe_overfitting
 from training.pretrained import load_pretrained
-from training.progress import ReadingProgress, RunLog, TimeEstimate, write_accuracy
-from training.recipes import RECIPES, Recipe
+from training.recipes import DESCRIPTION, RECIPES, Recipe
+from training.reporting.loggers import RunLoggers, open_loggers, require_packages
+from training.reporting.progress import ReadingProgress, RunLog, TimeEstimate
 from training.resume import SavedRun, SaveTimer, absolute_location, read_saved_run, require_same_recipe
 from tureen.bundle.manifest import Evaluation
 from tureen.preprocess import PreprocessSpec
@@ -47,9 +48,9 @@ class RunOptions:
     data: location of the images. group_by: regular expression that finds the group of an image in its file name; all
     images of a group are in one part. init: weights to start from. image_size: in pixels; None: that of the weights.
     is_resumed: continue an interrupted run. is_strict: fail if an image cannot be decoded. is_compiled: use
-    torch.compile. tensorboard: write TensorBoard events. workers: number of processes or threads that decode images.
-    save_interval_s: seconds between two saves of the state; more if saving would take over 2 % of the time. threads:
-    CPU threads of torch in each process; None: as many as `limit_threads` allows.
+    torch.compile. loggers: names of the loggers that record the run. workers: number of processes or threads that
+    decode images. save_interval_s: seconds between two saves of the state; more if saving would take over 2 % of the
+    time. threads: CPU threads of torch in each process; None: as many as `limit_threads` allows.
     """
 
     data: str | None = None
@@ -59,7 +60,7 @@ class RunOptions:
     is_resumed: bool = False
     is_strict: bool = False
     is_compiled: bool = False
-    tensorboard: bool = False
+    loggers: tuple[str, ...] = ()
     workers: int = field(default_factory=cpus_per_process)
     save_interval_s: float = SAVE_INTERVAL_S
     threads: int | None = None
@@ -72,7 +73,6 @@ class RunOptions:
             "init": absolute_location(None if self.init is None else str(self.init)),
             "is_strict": self.is_strict,
             "is_compiled": self.is_compiled,
-            "tensorboard": self.tensorboard,
         }
 
 
@@ -90,6 +90,7 @@ def run(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Checkpo
       has other settings
     - RecipeError if an option or a setting does not fit the recipe, the images or the weights
     - DataError if the images cannot be used
+    - LoggerError if a logger is not installed, or cannot start to record the run
     - DivergedError if the loss is NaN or infinite
     - OverfittingError if the model becomes robust only against attacks with as few steps as in training
     - InterruptedRun if a signal ended the run
@@ -117,6 +118,7 @@ def _run(recipe: Recipe, out: Path, options: RunOptions, signals: StopSignals) -
         require_same_recipe(saved, recipe)
         options = resumed_options(saved, options)
         recipe = recipe.model_copy(update={"model": saved.recipe.model})
+    require_packages(options.loggers)
     with process_group() as (processes, device):
         signals.ignores_repeats = processes.count > 1
         if options.threads is not None:
@@ -151,8 +153,15 @@ def _run(recipe: Recipe, out: Path, options: RunOptions, signals: StopSignals) -
         with exclusive_writer(out):
             if data.skipped:
                 (out / SKIPPED).write_text("".join(f"{line}\n" for line in data.skipped), encoding="utf-8")
-            _train(training, data, out, options, processes, signals)
-            return _measure_and_save(training, data, out, options)
+            with open_loggers(
+                options.loggers,
+                out,
+                training.recipe.settings(without=DESCRIPTION),
+                step=training.step,
+                run_ids={} if saved is None else saved.logged_runs,
+            ) as loggers:
+                _train(training, data, out, options, processes, signals, loggers)
+                return _measure_and_save(training, data, out, options, loggers)
 
 
 def resumed_options(saved: SavedRun, options: RunOptions) -> RunOptions:
@@ -187,7 +196,7 @@ def resumed_options(saved: SavedRun, options: RunOptions) -> RunOptions:
         init=None if saved.init is None else Path(saved.init),
         is_strict=options.is_strict or saved.is_strict,
         is_compiled=options.is_compiled or saved.is_compiled,
-        tensorboard=options.tensorboard or saved.tensorboard,
+        loggers=tuple(dict.fromkeys([*saved.logged_runs, *options.loggers])),
     )
 
 
@@ -326,7 +335,9 @@ def _load_start(recipe: Recipe, init: Path, *, is_verbose: bool) -> Model:
     return pretrained.model
 
 
-def _measure_and_save(training: Cotraining, data: Dataset, out: Path, options: RunOptions) -> Checkpoint:
+def _measure_and_save(
+    training: Cotraining, data: Dataset, out: Path, options: RunOptions, loggers: RunLoggers
+) -> Checkpoint:
     recipe, model = training.recipe, training.average
     measurement = Measurement(
         model,
@@ -360,8 +371,8 @@ def _measure_and_save(training: Cotraining, data: Dataset, out: Path, options: R
         },
     )
     save_checkpoint(out, checkpoint)
-    if options.tensorboard:
-        write_accuracy(out, checkpoint.accuracy)
+    loggers.add_accuracy(checkpoint.accuracy)
+    loggers.add_artefact("checkpoint", out.absolute())
     (out / STATE).unlink(missing_ok=True)
     return checkpoint
 
@@ -381,8 +392,9 @@ def _train(
     options: RunOptions,
     processes: Processes,
     signals: StopSignals,
+    loggers: RunLoggers | None = None,
 ) -> None:
-    """Trains to the last step, and writes progress and state.
+    """Trains to the last step. With `loggers`, in the first process, writes progress and state.
 
     After a signal, every process stops after the same step and raises InterruptedRun. Raises DivergedError and
     OverfittingError, as `Cotraining.run_epoch` and `check_overfitting` do.
@@ -393,7 +405,7 @@ def _train(
     estimate = TimeEstimate(recipe, training.step, training.steps, wait)
 
     def save() -> None:
-        training.save(out / STATE, options.as_saved())
+        training.save(out / STATE, options.as_saved() | ({} if loggers is None else {"logged_runs": loggers.run_ids}))
 
     def should_stop() -> bool:
         nonlocal received
@@ -405,7 +417,7 @@ def _train(
         return received != 0
 
     with (
-        RunLog(training, out, tensorboard=options.tensorboard) if processes.is_first else nullcontext() as log,
+        nullcontext() if loggers is None else RunLog(training, out, loggers) as log,
         signals.deferred(),
     ):
         probes = log.saved_probes if log else []

@@ -8,8 +8,13 @@ from __future__ import annotations
 import os
 import sys
 
-# ONNX Runtime from 1.29 on (mobile.events.data.microsoft.com), Ray (usage-stats.ray.io), and huggingface_hub (the hub).
-_SWITCHES = {"ORT_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+_SWITCHES = {
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime from 1.29 on (mobile.events.data.microsoft.com)
+    "RAY_USAGE_STATS_ENABLED": "0",  # usage-stats.ray.io
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub (the hub)
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # config.mlflow-telemetry.io
+    "WANDB_ERROR_REPORTING": "false",  # to the server of Weights & Biases, besides the run
+}
 _OPENVINO_REPORTS = "openvino_telemetry"  # a separate package (www.google-analytics.com), which NNCF uses too
 
 

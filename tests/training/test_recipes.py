@@ -30,3 +30,11 @@ def test_settings_reach_the_recipe_by_name():
 def test_a_wrong_setting_is_named(setting):
     with pytest.raises(RecipeError):
         load_recipe("digits", [setting])
+
+
+def test_the_settings_of_a_recipe_have_the_keys_of_set():
+    settings = load_recipe("digits", ["model.depth=2"]).settings(without={"source"})
+    assert (settings["model.depth"], settings["augmentation.flip"], settings["epochs"]) == (2, False, 80)
+    assert "source" not in settings
+    texts = [f"{key}={value}" for key, value in settings.items() if not isinstance(value, tuple) and value is not None]
+    assert load_recipe("digits", texts) == load_recipe("digits", ["model.depth=2"])

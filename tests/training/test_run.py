@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.offline_wandb import read_offline_runs
 from tests.patience import DEADLINE_S
 from tests.ports import free_port
 from training.checkpoint import load_checkpoint
@@ -479,11 +480,58 @@ def test_a_run_takes_the_given_number_of_threads_and_shows_its_estimated_time_on
     )
 
 
-def test_tensorboard_gets_the_values_of_the_log(tmp_path):
+@pytest.mark.filterwarnings("ignore:.*noload.*:DeprecationWarning")  # MLflow's use of SQLAlchemy
+def test_an_interrupted_run_continues_the_same_run_in_every_logger(tmp_path, monkeypatch, capsys):
+    from mlflow import MlflowClient
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert main(command(tmp_path / "run", "--tensorboard")) == 0
-    events = EventAccumulator(str(tmp_path / "run")).Reload()
-    assert {"clean_loss", "robust_loss", "learning_rate", "ten_steps"} <= set(events.Tags()["scalars"])
-    assert len(events.Scalars("clean_loss")) == 6
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    out = tmp_path / "night"
+    run_epoch = Cotraining.run_epoch
+
+    def interrupted(training, *arguments):
+        progress = run_epoch(training, *arguments)
+        if training.step == 12:
+            os.kill(os.getpid(), signal.SIGINT)  # ends the run after the next step
+        return progress
+
+    loggers = ["--log", "mlflow", "--log", "wandb", "--tensorboard", "--log", "mlflow"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Cotraining, "run_epoch", interrupted)
+        assert main(command(out, *NO_CLOCK, *loggers)) == 130
+    ids = read_saved_run(out / "resume.safetensors").logged_runs
+    assert set(ids) == {"mlflow", "wandb", "tensorboard"}
+    client = MlflowClient()
+    assert client.get_run(ids["mlflow"]).info.status == "KILLED"
+    capsys.readouterr()
+    assert main(["train", "--resume", "--out", str(out), "--json"]) == 0
+    accuracy = {row["beta"]: row for row in json.loads(capsys.readouterr().out)}
+
+    before, after = [6, 12, 13], [18, 24, 30, 36]
+    run = client.get_run(ids["mlflow"])
+    assert (run.info.run_name, run.info.status, run.data.params["model.depth"]) == ("night", "FINISHED", "1")
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "robust_loss")] == before + after
+    assert run.data.metrics["clean_accuracy_at_beta_0"] == accuracy[0]["clean"]["value"]
+    assert run.data.tags["checkpoint"] == str(out)
+
+    first, second = read_offline_runs(out)
+    assert first.run_id == second.run_id == ids["wandb"]
+    assert (first.exit_status, second.exit_status) == (130, 0)
+    steps = [[one["_step"] for one in run.history if "robust_loss" in one] for run in (first, second)]
+    assert steps == [before, after]
+    assert first.config["model.depth"] == 1
+    assert second.summary["clean_accuracy_at_beta_0"] == accuracy[0]["clean"]["value"]
+
+    events = EventAccumulator(str(out)).Reload()
+    assert [event.step for event in events.Scalars("robust_loss")] == before + after
+    assert {"clean_loss", "learning_rate", "ten_steps"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("accuracy_at_100_beta/robust")] == [0, 100]
+
+
+def test_a_logger_that_is_not_installed_is_named_before_an_image_is_read(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert main(folder_command(tmp_path / "run", "--data", str(photos), "--log", "wandb")) == 1
+    assert capsys.readouterr().err == ("tureen train: --log wandb needs wandb: install Tureen with its extra [wandb]\n")
+    assert not (tmp_path / "run").exists()

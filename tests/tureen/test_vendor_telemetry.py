@@ -15,6 +15,13 @@ disable_vendor_telemetry()
 from huggingface_hub import constants
 print(constants.HF_HUB_DISABLE_TELEMETRY)
 """
+RUN_LOGGERS_PROGRAM = """
+from tureen.vendor_telemetry import disable_vendor_telemetry
+disable_vendor_telemetry()
+from mlflow.telemetry.utils import is_telemetry_disabled
+from wandb.env import error_reporting_enabled
+print(is_telemetry_disabled(), error_reporting_enabled())
+"""
 PROGRAM = """
 import sys, tureen
 with tureen.load(sys.argv[1], engine=sys.argv[2]) as soup:
@@ -44,3 +51,11 @@ def test_the_client_of_the_hub_reports_nothing():
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     ran = subprocess.run([sys.executable, "-c", HUB_PROGRAM], env=environment, capture_output=True, text=True)
     assert ran.stdout.strip() == "True", ran.stderr
+
+
+def test_mlflow_and_wandb_report_nothing_besides_the_runs():
+    pytest.importorskip("mlflow")
+    pytest.importorskip("wandb")
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    ran = subprocess.run([sys.executable, "-c", RUN_LOGGERS_PROGRAM], env=environment, capture_output=True, text=True)
+    assert ran.stdout.strip() == "True False", ran.stderr

@@ -13,6 +13,7 @@ from training.distributed import cpus_per_process
 from training.errors import DataError
 from training.interruption import SAVE_INTERVAL_S
 from training.recipes import RECIPES
+from training.reporting.loggers import LOGGERS
 from tureen.arguments import (
     add_decoding_options,
     add_picture_attack_options,
@@ -77,7 +78,17 @@ def train_parser() -> argparse.ArgumentParser:
         "(default: %(default)g)",
     )
     parser.add_argument("--compile", action="store_true", help="run the model through torch.compile")
-    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into --out")
+    parser.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        type=one_of(LOGGERS),
+        choices=list(LOGGERS),
+        help="also record the run with this logger; may be repeated (default: none)",
+    )
+    parser.add_argument(
+        "--tensorboard", action="append_const", dest="log", const="tensorboard", help="same as --log tensorboard"
+    )
     parser.add_argument(
         "--threads",
         type=positive_int,

@@ -16,7 +16,7 @@ from training.data.splits import divide
 from training.distributed import is_first_process
 from training.errors import CheckpointError
 from training.interruption import InterruptedRun
-from training.recipes import RECIPES, Recipe, load_recipe, with_settings
+from training.recipes import DESCRIPTION, RECIPES, Recipe, load_recipe, with_settings
 from training.resume import read_saved_run
 from training.run import STATE, RunOptions, run
 from tureen.commands.report import accuracy_table, check_results
@@ -44,7 +44,7 @@ def train(arguments: list[str]) -> int:
         is_resumed=options.resume,
         is_strict=options.strict,
         is_compiled=options.compile,
-        tensorboard=options.tensorboard,
+        loggers=tuple(dict.fromkeys(options.log)),
         workers=options.workers,
         save_interval_s=options.save_interval_s,
         threads=options.threads,
@@ -110,10 +110,8 @@ def _show(recipe: Recipe, options: argparse.Namespace) -> str:
         lines.append(
             "# expected: not measured with these images and settings; the training shows its speed on the terminal"
         )
-    values = recipe.model_dump(exclude={"name", "source", "expected", "command"})
+    values = recipe.settings(without={"name", *DESCRIPTION})
     if recipe.dataset == "folder" and options.data is None:
-        values["model"]["classes"] = "number of classes in --data"
-    for key, value in values.items():
-        nested = value.items() if isinstance(value, dict) else None
-        lines += [f"{key}.{inner} = {v}" for inner, v in nested] if nested else [f"{key} = {value}"]
+        values["model.classes"] = "number of classes in --data"
+    lines += [f"{key} = {value}" for key, value in values.items()]
     return "\n".join(lines)

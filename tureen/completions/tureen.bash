@@ -13,7 +13,7 @@ _shtab_tureen_subparsers=(demo classify train evaluate tune adapt attack gallery
 
 _shtab_tureen_demo_option_strings=(-h --help --bundle --train --dir --host --port --no-serve)
 _shtab_tureen_classify_option_strings=(-h --help --bundle --strength --beta --token --mix --token-file --top-k --json)
-_shtab_tureen_train_option_strings=(-h --help --out --set --data --group-by --init --image-size --strict --resume --save-interval-s --compile --tensorboard --threads --workers --show --json)
+_shtab_tureen_train_option_strings=(-h --help --out --set --data --group-by --init --image-size --strict --resume --save-interval-s --compile --log --tensorboard --threads --workers --show --json)
 _shtab_tureen_evaluate_option_strings=(-h --help --data --images --strict --workers --split --betas --beyond --attack --steps --epsilon-255 --norm --strengths --matrix --epsilon-curve --ensembles --corruptions --shifts --plot --save --json)
 _shtab_tureen_tune_option_strings=(-h --help --data --images --strict --workers --betas --json)
 _shtab_tureen_adapt_option_strings=(-h --help --data --name --out --robust --epsilon-255 --steps --learning-rate --seed --images --strict --workers --resume --force --json)
@@ -136,6 +136,7 @@ _shtab_tureen_serve___cache_dir_COMPGEN=_shtab_compgen_dirs
 _shtab_tureen_demo___bundle_choices=(cifar10 signs)
 _shtab_tureen_demo___train_choices=(digits)
 _shtab_tureen_train_pos_0_choices=(cifar10 cifar10-cpu digits finetune imagenet-b16 signs signs-gpu)
+_shtab_tureen_train___log_choices=(tensorboard mlflow wandb)
 _shtab_tureen_evaluate___split_choices=(test validation)
 _shtab_tureen_evaluate___attack_choices=(fgsm pgd mi-fgsm apgd-ce apgd-t apgd apgd-dlr apgd-margin square autoattack)
 _shtab_tureen_evaluate___norm_choices=(linf l2 l1)

@@ -1,4 +1,4 @@
-"""Reports the progress of a run: a bar on the terminal, log.jsonl, and TensorBoard events if enabled."""
+"""Reports the progress of a run: a bar on the terminal, log.jsonl, and the loggers of the run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -16,9 +16,9 @@ from tqdm import tqdm
 from training.cotrain import Cotraining, StepProgress
 from training.overfitting import OverfittingProbe
 from training.recipes import Recipe
+from training.reporting.loggers import RunLoggers
 from training.schedules import relative_cost
 from tureen.atomic_file import write_atomically
-from tureen.bundle.manifest import AccuracyRow
 
 LOG = "log.jsonl"
 LINES_WITHOUT_TERMINAL = 10
@@ -78,7 +78,7 @@ class RunLog:
     If the run continues from a saved state, removes the lines of the steps after this state from log.jsonl.
     """
 
-    def __init__(self, training: Cotraining, out: Path, *, tensorboard: bool) -> None:
+    def __init__(self, training: Cotraining, out: Path, loggers: RunLoggers) -> None:
         recipe = training.recipe
         self._name, self._epochs, self._steps = recipe.name, recipe.epochs, training.steps
         self._step = training.step
@@ -86,11 +86,7 @@ class RunLog:
         lines = self._log_path.read_text(encoding="utf-8").splitlines() if self._log_path.exists() else []
         # Steps after the saved state are trained and logged again. A killed run may have left an incomplete line.
         self._kept = [line for line in lines if 0 <= _step(line) <= training.step]
-        self._writer = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(out), purge_step=training.step + 1)
+        self._loggers = loggers
 
     def __enter__(self) -> RunLog:
         write_atomically(self._log_path, "".join(f"{line}\n" for line in self._kept).encode())
@@ -103,8 +99,6 @@ class RunLog:
     ) -> None:
         self._bar.close()
         self._log.close()
-        if self._writer is not None:
-            self._writer.close()
 
     @property
     def saved_probes(self) -> list[OverfittingProbe]:
@@ -113,7 +107,7 @@ class RunLog:
         return [OverfittingProbe(**entry) for entry in entries if "one_step" in entry]
 
     def add_progress(self, progress: StepProgress) -> None:
-        """Advances the bar, and writes the progress to log.jsonl, and to TensorBoard if enabled."""
+        """Advances the bar, and writes the progress to log.jsonl and to the loggers."""
         fields = {
             "epoch": f"{progress.epoch:.1f}/{self._epochs}",
             "clean": f"{progress.clean_loss:.3f}",
@@ -135,17 +129,15 @@ class RunLog:
         tqdm.write(f"train {self._name}: {text}", file=sys.stderr)
 
     def add_probe(self, probe: OverfittingProbe) -> None:
-        """Writes the probe to log.jsonl, and to TensorBoard if enabled."""
+        """Writes the probe to log.jsonl and to the loggers."""
         self._write(asdict(probe))
 
     def _write(self, values: dict[str, float]) -> None:
         finite = {key: None if math.isnan(value) else value for key, value in values.items()}
         self._log.write(json.dumps(finite) + "\n")
         self._log.flush()
-        if self._writer is not None:
-            for key, value in finite.items():
-                if value is not None and key != "step":
-                    self._writer.add_scalar(key, value, int(values["step"]))
+        scalars = {key: value for key, value in finite.items() if value is not None and key != "step"}
+        self._loggers.add_scalars(int(values["step"]), scalars)
 
 
 class TimeEstimate:
@@ -193,17 +185,6 @@ def duration(seconds: float) -> str:
         return f"{round(seconds / MINUTE_S)} min"
     hours = seconds / HOUR_S
     return f"{hours:.1f} h" if hours < 10 else f"{round(hours):,} h"
-
-
-def write_accuracy(out: Path, rows: Sequence[AccuracyRow]) -> None:
-    """Writes clean and robust accuracy to TensorBoard as curves over 100·β, because TensorBoard needs integer steps."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(out)) as writer:
-        for row in rows:
-            step = round(100 * row.beta)
-            writer.add_scalar("accuracy_at_100_beta/clean", row.clean.value, step)
-            writer.add_scalar("accuracy_at_100_beta/robust", row.robust.value, step)
 
 
 def _step(line: str) -> int:

@@ -8,10 +8,9 @@ import pytest
 
 from training.cotrain import StepProgress
 from training.overfitting import OverfittingProbe
-from training.progress import ESTIMATE_STEPS, ReadingProgress, RunLog, TimeEstimate, duration, write_accuracy
 from training.recipes import load_recipe
-from tureen.bundle.bundle import load_bundle
-from tureen.bundle.examples import EXAMPLES
+from training.reporting.loggers import RunLoggers
+from training.reporting.progress import ESTIMATE_STEPS, ReadingProgress, RunLog, TimeEstimate, duration
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def test_a_process_that_is_not_the_first_shows_no_reading(capsys):
 
 def test_a_log_holds_progress_and_probes_and_null_for_a_loss_that_was_not_computed(run, tmp_path):
     run.step = 0
-    with RunLog(run, tmp_path, tensorboard=False) as log:
+    with RunLog(run, tmp_path, RunLoggers()) as log:
         assert log.saved_probes == []
         log.add_progress(progress(5, robust_loss=math.nan))
         log.add_probe(OverfittingProbe(5, 0.4, 0.3))
@@ -56,7 +55,7 @@ def test_a_log_holds_progress_and_probes_and_null_for_a_loss_that_was_not_comput
 def test_a_resumed_log_loses_lines_after_the_saved_state_and_a_damaged_line(run, tmp_path):
     kept = ['{"step": 5, "clean_loss": 0.5}', '{"step": 10, "one_step": 0.4, "ten_steps": 0.3}']
     (tmp_path / "log.jsonl").write_text("\n".join([*kept, '{"step": 15, "clean_loss": 0.4}', '{"step": 1']))
-    with RunLog(run, tmp_path, tensorboard=False) as log:
+    with RunLog(run, tmp_path, RunLoggers()) as log:
         assert log.saved_probes == [OverfittingProbe(10, 0.4, 0.3)]
         assert (tmp_path / "log.jsonl").read_text().splitlines() == kept
         log.add_progress(progress(20))
@@ -64,7 +63,7 @@ def test_a_resumed_log_loses_lines_after_the_saved_state_and_a_damaged_line(run,
 
 
 def test_without_a_terminal_a_line_is_printed_for_each_tenth_of_the_run(run, tmp_path, capsys):
-    with RunLog(run, tmp_path, tensorboard=False) as log:
+    with RunLog(run, tmp_path, RunLoggers()) as log:
         for step in range(11, 31):
             log.add_progress(progress(step))
     lines = capsys.readouterr().err.splitlines()
@@ -113,14 +112,3 @@ def test_a_run_that_ends_within_20_steps_has_no_estimate(steps):
 )
 def test_a_duration_has_the_unit_of_its_size(seconds, text):
     assert duration(seconds) == text
-
-
-def test_tensorboard_gets_the_accuracy_by_beta(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    rows = load_bundle(EXAMPLES / "cifar10").manifest.accuracy
-    write_accuracy(tmp_path, rows)
-    events = EventAccumulator(str(tmp_path)).Reload()
-    for name, share in (("clean", lambda row: row.clean), ("robust", lambda row: row.robust)):
-        found = [(event.step, event.value) for event in events.Scalars(f"accuracy_at_100_beta/{name}")]
-        assert found == [(round(100 * row.beta), pytest.approx(share(row).value)) for row in rows]
