@@ -1,4 +1,4 @@
-"""Runs a training from start to end: reads the images, trains, measures the accuracy, and writes the checkpoint."""
+"""Runs a training from start to end: trains, measures the accuracy, and writes the checkpoint."""
 
 from __future__ import annotations
 
@@ -7,73 +7,30 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import tureen
-from training.attacks.catalogue import substitution_message, suitable_attack
 from training.checkpoint import CHECKPOINT, Checkpoint, save_checkpoint
 from training.cotrain import Cotraining
-from training.data.datasets import Dataset, load_dataset, load_digits
-from training.data.duplicates import duplicates_line
+from training.data.datasets import Dataset
 from training.data.sources import model_name_from_images, open_source
-from training.distributed import Processes, cpus_per_process, process_group
-from training.errors import CheckpointError, RecipeError
+from training.distributed import Processes, process_group
+from training.errors import CheckpointError
 from training.evaluation.measure import Measurement
-from training.interruption import SAVE_INTERVAL_S, InterruptedRun, StopSignals
-from training.models.registry import Model
+from training.interruption import InterruptedRun, StopSignals
 from training.overfitting import check_overfitting, probe_overfitting
-from training.pretrained import load_pretrained
-from training.recipes import DESCRIPTION, RECIPES, Recipe
+from training.preparation import NAMES_SHOWN, SKIPPED, RunOptions, prepare_training, with_defaults
+from training.recipes import DESCRIPTION, Recipe
 from training.reporting.loggers import RunLoggers, open_loggers, require_packages
-from training.reporting.progress import ReadingProgress, RunLog, TimeEstimate
+from training.reporting.progress import RunLog, TimeEstimate
 from training.resume import SavedRun, SaveTimer, absolute_location, read_saved_run, require_same_recipe
 from tureen.bundle.manifest import Evaluation
-from tureen.preprocess import PreprocessSpec
 
 STATE = "resume.safetensors"
-SKIPPED = "skipped.txt"
 STEPS_BETWEEN_REPORTS = 50
-NAMES_SHOWN = 5
-CLASSES_SHOWN = 20
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """The options of a run besides its recipe.
-
-    data: location of the images. group_by: regular expression that finds the group of an image in its file name; all
-    images of a group are in one part. init: weights to start from. image_size: in pixels; None: that of the weights.
-    is_resumed: continue an interrupted run. is_strict: fail if an image cannot be decoded. is_compiled: use
-    torch.compile. loggers: names of the loggers that record the run. workers: number of processes or threads that
-    decode images. save_interval_s: seconds between two saves of the state; more if saving would take over 2 % of the
-    time. threads: CPU threads of torch in each process; None: as many as `limit_threads` allows.
-    """
-
-    data: str | None = None
-    group_by: str | None = None
-    init: Path | None = None
-    image_size: int | None = None
-    is_resumed: bool = False
-    is_strict: bool = False
-    is_compiled: bool = False
-    loggers: tuple[str, ...] = ()
-    workers: int = field(default_factory=cpus_per_process)
-    save_interval_s: float = SAVE_INTERVAL_S
-    threads: int | None = None
-
-    def as_saved(self) -> dict[str, object]:
-        """Returns the options that are stored in the saved state, so that a resumed run needs no options."""
-        return {
-            "data": absolute_location(self.data),
-            "group_by": self.group_by,
-            "init": absolute_location(None if self.init is None else str(self.init)),
-            "is_strict": self.is_strict,
-            "is_compiled": self.is_compiled,
-        }
 
 
 def run(recipe: Recipe, out: Path, options: RunOptions | None = None) -> Checkpoint | None:
@@ -110,8 +67,7 @@ def _run(recipe: Recipe, out: Path, options: RunOptions, signals: StopSignals) -
         raise CheckpointError(f"{out} holds a finished run: choose another --out")
     saved = read_saved_run(state) if state.exists() else None
     if saved is None:
-        recipe = with_pretrained_shape(recipe, options)
-        options = replace(options, group_by=recipe.group_by if options.group_by is None else options.group_by)
+        recipe, options = with_defaults(recipe, options)
     elif not options.is_resumed:
         raise CheckpointError(f"{out} holds an unfinished run: add --resume, or choose another --out")
     else:
@@ -121,25 +77,7 @@ def _run(recipe: Recipe, out: Path, options: RunOptions, signals: StopSignals) -
     require_packages(options.loggers)
     with process_group() as (processes, device):
         signals.ignores_repeats = processes.count > 1
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
-        data = load_training_data(recipe, options, is_verbose=processes.is_first)
-        recipe = fitted_to_images(recipe, data, is_verbose=processes.is_first)
-        if processes.is_first:
-            print(class_counts(data), file=sys.stderr)
-            if data.duplicates:
-                print(duplicates_line(data.duplicates), file=sys.stderr)
-        training = Cotraining(
-            recipe,
-            data,
-            device,
-            processes=processes,
-            workers=options.workers,
-            is_compiled=options.is_compiled,
-            start=None
-            if saved is not None or options.init is None
-            else _load_start(recipe, options.init, is_verbose=processes.is_first),
-        )
+        training, data = prepare_training(recipe, options, processes, device, is_new=saved is None)
         if saved is not None:
             training.restore(state)
             if processes.is_first:
@@ -200,27 +138,6 @@ def resumed_options(saved: SavedRun, options: RunOptions) -> RunOptions:
     )
 
 
-def with_pretrained_shape(recipe: Recipe, options: RunOptions) -> Recipe:
-    """Returns the recipe with the model shape of the weights in the file or directory `options.init`.
-
-    If the recipe starts from random weights, returns the recipe unchanged. Raises RecipeError if the recipe needs
-    `options.init` and it is None, or if an option is not for this recipe. Raises the errors of `load_pretrained`.
-    """
-    if recipe.start == "random":
-        if options.init is not None:
-            raise RecipeError(f"{recipe.name} starts from random weights: --init is for the recipe finetune")
-        if options.image_size is not None:
-            raise RecipeError("--image-size is for the recipe finetune: use --set model.image_size=…")
-        return recipe
-    if options.init is None:
-        raise RecipeError(f"{recipe.name} needs --init: the weights of a single-token ViT, or a checkpoint of Tureen")
-    if recipe.model != RECIPES[recipe.name].model:
-        raise RecipeError(f"the model of {recipe.name} has the shape of its weights: omit --set model.…")
-    # The number of classes is known after the images are read; any number is valid until then.
-    config = load_pretrained(options.init, image_size=options.image_size, classes=2).model.config
-    return recipe.model_copy(update={"model": config})
-
-
 @contextmanager
 def exclusive_writer(out: Path) -> Iterator[None]:
     """Locks the directory `out` for this process during the `with` block.
@@ -237,102 +154,6 @@ def exclusive_writer(out: Path) -> Iterator[None]:
         ) from None
     finally:
         os.close(directory)
-
-
-def load_training_data(recipe: Recipe, options: RunOptions, *, is_verbose: bool = True) -> Dataset:
-    """Returns the images that the recipe trains on, in three parts: training, validation and test.
-
-    is_verbose: whether to show progress and print the names of images that cannot be decoded. Raises RecipeError if the
-    recipe needs --data and the option is missing, or if the recipe has its own images and --data or --group-by is
-    given. Raises DataError if the images cannot be used.
-    """
-    if recipe.dataset == "digits":
-        if options.data is not None:
-            raise RecipeError(f"{recipe.name} trains on the digits of scikit-learn: omit --data")
-        if options.group_by is not None:
-            raise RecipeError("the digits of scikit-learn have no file names: omit --group-by")
-        return load_digits()
-    if options.data is None:
-        raise RecipeError(f"{recipe.name} needs --data: a folder with one folder of images for each class")
-    spec = PreprocessSpec(image_size=recipe.model.image_size, crop_fraction=recipe.crop_fraction)
-    with ReadingProgress(options.data, is_shown=is_verbose) as progress:
-        data = load_dataset(
-            options.data,
-            spec,
-            test_images=recipe.evaluation_images,
-            group_by=options.group_by,
-            stream=recipe.augmentation.crop_scale < 1,
-            strict=options.is_strict,
-            workers=options.workers,
-            on_start=progress.start,
-            on_images=progress.advance,
-            has_duplicates_counted=is_verbose,
-        )
-    if is_verbose and data.skipped:
-        print(
-            f"skipped {len(data.skipped)} images that cannot be decoded (with --strict this is an error):",
-            file=sys.stderr,
-        )
-        for line in data.skipped[:NAMES_SHOWN]:
-            print(f"  {line}", file=sys.stderr)
-        if len(data.skipped) > NAMES_SHOWN:
-            print(f"  and {len(data.skipped) - NAMES_SHOWN} more, all in {SKIPPED}", file=sys.stderr)
-    return data
-
-
-def class_counts(data: Dataset) -> str:
-    """Returns a text for a terminal: the number of images of each class in the training, validation and test part."""
-    labels, shown = data.labels, data.labels[:CLASSES_SHOWN]
-    parts = (data.train, data.validation, data.test)
-    train, validation, test = (np.bincount(part.labels, minlength=len(labels)) for part in parts)
-    lines = [
-        f"{len(labels)} classes: {len(data.train)} images to train on, {len(data.validation)} for validation, "
-        f"{len(data.test)} to test on"
-    ]
-    width = max(map(len, shown))
-    lines += [
-        f"  {name:<{width}}  {train[index]:>6}  {validation[index]:>6}  {test[index]:>6}"
-        for index, name in enumerate(shown)
-    ]
-    if more := len(labels) - len(shown):
-        rest = train[len(shown) :]
-        lines.append(f"  and {more} classes more, of {rest.min()} to {rest.max()} images to train on")
-    if data.groups is not None:
-        lines.append(f"{data.groups} groups of images, none of them in two parts")
-    if data.ignored:
-        lines.append(f"folders not read, because they are none of the splits: {', '.join(data.ignored)}")
-    return "\n".join(lines)
-
-
-def fitted_to_images(recipe: Recipe, data: Dataset, *, is_verbose: bool = True) -> Recipe:
-    """Returns the recipe with the number of classes of the data, and with an evaluation attack that works with it.
-
-    is_verbose: whether to print a message if the attack of the recipe needs more classes and was replaced. Raises
-    RecipeError if the evaluation attack does not exist. Raises RecipeError for a recipe of the digits if its model has
-    another image size or number of classes than the digits.
-    """
-    classes, size = len(data.labels), data.preprocess.image_size
-    if recipe.dataset == "digits" and (recipe.model.image_size, recipe.model.classes) != (size, classes):
-        raise RecipeError(
-            f"the digits are images of {size} pixels with {classes} labels: set model.image_size and model.classes to "
-            "these values"
-        )
-    attack = suitable_attack(recipe.evaluation_attack, classes)  # may raise, so it runs before the training
-    if is_verbose and attack != recipe.evaluation_attack:
-        print(substitution_message(recipe.evaluation_attack, attack, classes), file=sys.stderr)
-    model = recipe.model.model_copy(update={"classes": classes})
-    return recipe.model_copy(update={"model": model, "evaluation_attack": attack})
-
-
-def _load_start(recipe: Recipe, init: Path, *, is_verbose: bool) -> Model:
-    torch.manual_seed(recipe.seed)  # a new classifier is random
-    pretrained = load_pretrained(init, image_size=recipe.model.image_size, classes=recipe.model.classes)
-    if is_verbose:
-        head = "a new classifier" if pretrained.has_new_head else "its classifier"
-        print(f"starting from {init}, a checkpoint of {pretrained.library}, with {head}", file=sys.stderr)
-        for sentence in pretrained.assumed:
-            print(f"  {sentence}", file=sys.stderr)
-    return pretrained.model
 
 
 def _measure_and_save(

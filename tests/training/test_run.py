@@ -22,17 +22,10 @@ from training.cotrain import Cotraining
 from training.errors import CheckpointError
 from training.models.resnet import DualResNet
 from training.models.shapes import ResNetConfig
+from training.preparation import RunOptions, class_counts, fitted_to_images, load_training_data
 from training.recipes import load_recipe
 from training.resume import read_saved_run
-from training.run import (
-    RunOptions,
-    class_counts,
-    exclusive_writer,
-    fitted_to_images,
-    load_training_data,
-    resumed_options,
-    run,
-)
+from training.run import exclusive_writer, resumed_options, run
 from tureen.cli import main
 
 # With this radius the attack leaves no image for the stronger attacks that check it.

@@ -16,9 +16,10 @@ from training.data.splits import divide
 from training.distributed import is_first_process
 from training.errors import CheckpointError
 from training.interruption import InterruptedRun
+from training.preparation import RunOptions
 from training.recipes import DESCRIPTION, RECIPES, Recipe, load_recipe, with_settings
 from training.resume import read_saved_run
-from training.run import STATE, RunOptions, run
+from training.run import STATE, run
 from tureen.commands.report import accuracy_table, check_results
 
 

@@ -255,7 +255,7 @@ def prepare(directory: Path) -> Path:
 
     from export.pipeline import export_bundle
     from training.checkpoint import CHECKPOINT, load_checkpoint
-    from training.run import RunOptions
+    from training.preparation import RunOptions
     from training.run import run as train
 
     if not (run / CHECKPOINT).exists():

@@ -16,7 +16,7 @@ from training.data.datasets import (
 )
 from training.data.duplicates import Duplicates
 from training.errors import DataError
-from training.run import class_counts
+from training.preparation import class_counts
 from tureen.preprocess import PreprocessSpec, pixels_from_bytes
 
 SPEC = PreprocessSpec(image_size=8)
