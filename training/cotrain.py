@@ -124,6 +124,11 @@ class Cotraining:
         return self._order.steps_per_epoch
 
     @property
+    def images_per_step(self) -> int:
+        """The number of images of this process in a step."""
+        return self._order.images_per_step
+
+    @property
     def steps(self) -> int:
         """The number of steps of the whole run."""
         return self.recipe.epochs * self.steps_per_epoch
@@ -144,8 +149,6 @@ class Cotraining:
         that may save the state. If `should_stop` returns True, the training stops and this method returns. Raises
         DivergedError if the mean loss is NaN or infinite.
         """
-        if self._batches is None:
-            self._batches = self._loader.batches(self._order, self.step)
         within = self.step % self.steps_per_epoch
         left = self.steps_per_epoch - within
         steps = left if at_most is None else min(left, at_most - within % at_most)
@@ -154,7 +157,7 @@ class Cotraining:
         self._sums.zero_()
         images = 0
         for _ in range(steps):
-            pixels, labels = next(self._batches)
+            pixels, labels = self._next_batch()
             images += len(labels)
             self._sums += self._train(pixels, labels)
             self.step += 1
@@ -180,6 +183,23 @@ class Cotraining:
                 "lower learning_rate or epsilon_255, or lengthen warmup or epsilon_ramp"
             )
         return progress
+
+    def run_trial(self, step: int) -> StepProgress:
+        """Trains one step with the learning rate and the attack of `step`, to measure it. Returns the progress.
+
+        The images continue in their order. After the last image of the run they begin again.
+        """
+        self.step = step
+        return self.run_epoch(1)
+
+    def _next_batch(self) -> Batch:
+        if self._batches is None:
+            self._batches = self._loader.batches(self._order, self.step)
+        batch = next(self._batches, None)
+        if batch is None:  # after trials
+            self._batches = self._loader.batches(self._order, 0)
+            batch = next(self._batches)
+        return batch
 
     def _train(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """Runs one step on B images. Returns the clean and the robust loss as one tensor, (2,).
@@ -226,15 +246,23 @@ class Cotraining:
                 average.copy_(buffer)  # statistics of a BatchNorm, which are moving averages already
         return sums
 
+    @property
+    def state_bytes(self) -> int:
+        """The size of the tensors that `save` writes, after the first step."""
+        return sum(tensor.nbytes for tensor in self._state().values())
+
+    def _state(self) -> dict[str, Tensor]:
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        for index, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{name}": value for name, value in state.items()}
+        return tensors
+
     def save(self, path: Path, options: Mapping[str, object] | None = None) -> None:
         """Writes the state of the run to the safetensors file `path`, atomically. `restore` reads the file.
 
         options: the options of the run besides its recipe. `training.resume.read_saved_run` returns them later.
         """
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        for index, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{name}": value for name, value in state.items()}
         metadata = {
             "recipe": self.recipe.model_dump_json(),
             "options": json.dumps(dict(options or {})),
@@ -244,7 +272,7 @@ class Cotraining:
             "steps": str(self.steps),
             "seconds": repr(self.seconds),
         }
-        write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
+        write_atomically(path, save({name: tensor.contiguous() for name, tensor in self._state().items()}, metadata))
 
     def restore(self, path: Path) -> None:
         """Loads the state that `save` wrote to the file `path`.

@@ -37,16 +37,35 @@ def scheduled_attack_steps(recipe: Recipe, progress: float) -> int:
     return recipe.attack_steps_in_ramp or recipe.attack_steps if is_ramp else recipe.attack_steps
 
 
+def attack_phases(recipe: Recipe, steps: int) -> dict[int, range]:
+    """Returns the training steps by their number of attack steps, in the order of training. 0: no attack.
+
+    steps: number of steps of the whole training. With α = 1 no step has an attack.
+    """
+    phases: dict[int, range] = {}
+    for step in range(steps):
+        attack = 0 if recipe.alpha == 1 else scheduled_attack_steps(recipe, step / steps)
+        first = phases[attack].start if attack in phases else step
+        phases[attack] = range(first, step + 1)
+    return phases
+
+
+def loss_passes(recipe: Recipe, attack_steps: int) -> int:
+    """Returns the number of passes of a batch through the model for the losses of a training step, without the attack.
+
+    One for the clean loss, one for the robust loss, and in the objective "trades" with an attack one more for the
+    images in robust mode. A loss with the weight 0 has none. attack_steps: of this training step.
+    """
+    if recipe.alpha == 1:
+        return 1
+    return (recipe.alpha > 0) + 1 + (recipe.objective == "trades" and attack_steps > 0)
+
+
 def relative_cost(recipe: Recipe, first: int, last: int, steps: int) -> int:
     """Returns the number of passes through the model in the training steps `first` to `last` − 1.
 
-    A pass is forward and backward over a batch. A training step has one pass for the clean loss, one for the robust
-    loss, and one for each step of the attack. In the objective "trades", a step with an attack has one more, for the
-    images in robust mode. steps: number of steps of the whole training.
+    A pass is forward and backward over a batch. A training step has the passes of `loss_passes`, and one for each step
+    of the attack. steps: number of steps of the whole training.
     """
-    if recipe.alpha == 1:  # no robust loss
-        return last - first
-    losses = 1 if recipe.alpha == 0 else 2
-    attacks = [scheduled_attack_steps(recipe, step / steps) for step in range(first, last)]
-    more = sum(attack > 0 for attack in attacks) if recipe.objective == "trades" else 0
-    return losses * len(attacks) + sum(attacks) + more
+    attacks = [0 if recipe.alpha == 1 else scheduled_attack_steps(recipe, step / steps) for step in range(first, last)]
+    return sum(attack + loss_passes(recipe, attack) for attack in attacks)

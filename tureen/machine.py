@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
@@ -42,6 +43,19 @@ def total_memory(file: Path = MEMINFO) -> int | None:
     """Returns the bytes of memory of this machine; None if the system does not say. file: in the format of meminfo."""
     kibibytes = _value_of_line("MemTotal", file).removesuffix("kB").strip()
     return int(kibibytes) * 1024 if kibibytes.isdecimal() else None
+
+
+def process_memory(field: Literal["VmRSS", "VmHWM"], proc: Path = Path("/proc/self")) -> int | None:
+    """Returns the memory of this process in bytes; None if the system has no /proc.
+
+    field: "VmRSS" for the current value, "VmHWM" for the peak. Does not use ru_maxrss of getrusage, because a process
+    inherits the value of its parent. proc: as in `available_cpus`.
+    """
+    try:
+        lines = (proc / "status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), None)
 
 
 def memory_limit(proc: Path = Path("/proc/self")) -> int | None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from training.cotrain import Cotraining, _seed
 from training.data.datasets import Dataset, Images
@@ -65,6 +65,24 @@ def test_a_run_interrupted_after_any_step_ends_with_the_weights_of_an_uninterrup
         second.run_epoch()
     found = weights(second)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_trial_is_a_step_at_any_point_of_the_schedule_and_the_images_begin_again():
+    training, trial = (Cotraining(load_recipe("digits", [*SMALL, "epochs=1"]), data(), CPU) for _ in range(2))
+    while not training.is_finished:
+        training.run_epoch(1)
+        trial.run_trial(training.step - 1)
+    found = weights(trial)
+    assert all(torch.equal(weight, found[name]) for name, weight in weights(training).items())
+    assert trial.run_trial(2).epsilon_255 == pytest.approx(training.recipe.epsilon_255)
+    assert trial.run_trial(0).epsilon_255 < training.recipe.epsilon_255
+
+
+def test_the_size_of_a_state_is_that_of_its_tensors(tmp_path):
+    training = Cotraining(load_recipe("digits", SMALL), data(), CPU)
+    training.run_epoch()
+    training.save(tmp_path / "state")
+    assert training.state_bytes == sum(tensor.nbytes for tensor in load_file(tmp_path / "state").values())
 
 
 def test_a_state_of_other_settings_of_other_images_or_a_damaged_one_is_refused(tmp_path):

@@ -4,7 +4,13 @@ import pytest
 
 from training.errors import RecipeError
 from training.recipes import load_recipe
-from training.schedules import relative_cost, scheduled_attack_steps, scheduled_epsilon, scheduled_learning_rate
+from training.schedules import (
+    attack_phases,
+    relative_cost,
+    scheduled_attack_steps,
+    scheduled_epsilon,
+    scheduled_learning_rate,
+)
 
 
 def test_the_schedules():
@@ -38,3 +44,12 @@ def test_the_cost_of_steps_counts_the_losses_and_the_steps_of_the_attack(alpha, 
 def test_trades_costs_one_pass_more_in_a_step_with_an_attack(alpha, passes):
     settings = [f"alpha={alpha}", "epsilon_start=0.5", "epsilon_ramp=0", "attack_steps=2", "objective=trades"]
     assert relative_cost(load_recipe("digits", settings), 0, 10, 10) == passes
+
+
+def test_the_phases_are_the_steps_with_equally_many_attack_steps():
+    settings = ["epsilon_start=0.25", "epsilon_ramp=0.5", "attack_steps=2", "attack_steps_in_ramp=1"]
+    recipe = load_recipe("digits", settings)
+    assert attack_phases(recipe, 8) == {0: range(3), 1: range(3, 6), 2: range(6, 8)}
+    for attack, steps in attack_phases(recipe, 1000).items():
+        assert {scheduled_attack_steps(recipe, step / 1000) for step in steps} == {attack}
+    assert attack_phases(load_recipe("digits", ["alpha=1"]), 8) == {0: range(8)}

@@ -12,6 +12,7 @@ from tureen.machine import (
     default_cache_directory,
     memory_limit,
     nvidia_gpus,
+    process_memory,
     total_memory,
 )
 
@@ -117,6 +118,13 @@ def test_the_memory_of_the_machine_is_read_if_the_system_has_it(tmp_path):
     (meminfo := tmp_path / "meminfo").write_text("MemTotal:        2048 kB\nMemFree:  1 kB\n")
     assert total_memory(meminfo) == 2 * 2**20
     assert total_memory(tmp_path / "nowhere") is None
+
+
+def test_the_memory_of_the_process_and_its_peak_are_read_if_the_system_has_them(tmp_path):
+    assert process_memory("VmHWM", tmp_path) is None
+    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n")
+    assert process_memory("VmHWM", tmp_path) == 2 * 2**20
+    assert process_memory("VmRSS", tmp_path) == 2**20
 
 
 def test_a_cache_that_cannot_be_created_in_the_home_is_private_to_the_process(monkeypatch, tmp_path):

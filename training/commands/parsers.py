@@ -101,8 +101,14 @@ def train_parser() -> argparse.ArgumentParser:
         default=cpus_per_process(),
         help="processes or threads that decode images (default: %(default)s)",
     )
-    parser.add_argument("--show", action="store_true", help="print the recipe with its settings, and exit")
-    parser.add_argument("--json", action="store_true", help="print the accuracy at each β as JSON")
+    without_run = parser.add_mutually_exclusive_group()
+    without_run.add_argument("--show", action="store_true", help="print the recipe with its settings, and exit")
+    without_run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="train a few steps, print time, memory and disk space of the whole training, and exit; writes nothing",
+    )
+    parser.add_argument("--json", action="store_true", help="print the accuracy at each β, or the dry run, as JSON")
     return parser
 
 

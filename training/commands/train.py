@@ -6,8 +6,10 @@ import argparse
 import json
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+from training.commands.dry_run import measure_cost
 from training.commands.parsers import train_parser
 from training.data.groups import group_pattern
 from training.data.loading import BatchOrder
@@ -32,6 +34,8 @@ def train(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.recipe is None and not (options.resume and options.out):
         parser.error("give a recipe, or the run to continue: --resume --out DIR")
+    if options.dry_run and options.resume:
+        parser.error("--dry-run measures a run from its start: omit --resume")
     out = options.out or Path("runs") / options.recipe
     recipe = _recipe(options, out)
     if options.show:
@@ -50,6 +54,11 @@ def train(arguments: list[str]) -> int:
         save_interval_s=options.save_interval_s,
         threads=options.threads,
     )
+    if options.dry_run:
+        cost = measure_cost(recipe, run_options)
+        if cost is not None:
+            print(json.dumps(asdict(cost), indent=2) if options.json else cost)
+        return 0
     try:
         checkpoint = run(recipe, out, run_options)
     except InterruptedRun as interrupted:

@@ -45,6 +45,7 @@ class BatchOrder:
             raise RecipeError(f"{images} images are too few for {processes} processes")
         self._rank, self._processes = rank, processes
         self.steps_per_epoch = images // self._batch_size
+        self.images_per_step = self._batch_size // processes  # of each process
 
     def from_step(self, first: int) -> Iterator[list[tuple[int, int]]]:
         """Yields for each step, from `first` to the last, the images of this process as (epoch, index) pairs."""

@@ -13,7 +13,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
@@ -23,11 +22,11 @@ from tureen.bundle.bundle import load_bundle
 from tureen.engines import open_verified_engine
 from tureen.engines.base import EngineOptions
 from tureen.errors import EngineError, TureenError
+from tureen.machine import process_memory
 from tureen.soup import Soup
 
 FIRST_BATCH = 32
 FAILED = "failed: "
-STATUS = Path("/proc/self/status")
 
 
 class Worker:
@@ -144,31 +143,18 @@ def _open_soup(setup: EngineSetup) -> tuple[Soup, OpenedEngine]:
     if row is None:
         raise EngineError("the bundle does not list it")
     options = EngineOptions(setup.threads, setup.streams, setup.max_batch)
-    before = _memory("VmRSS")
+    before = process_memory("VmRSS")
     started = time.perf_counter()
     engine = open_verified_engine(bundle, row, options)
     load_s = time.perf_counter() - started
     soup = Soup(replace(bundle, graph=b""), engine)  # there are many workers, so each frees the graph
     StreamRunner(soup, setup.streams).run_turn(TimedTurn(batch=min(FIRST_BATCH, setup.max_batch), calls=1))
-    peak = _memory("VmHWM")
+    peak = process_memory("VmHWM")
     return soup, OpenedEngine(
         engine_version=engine.version,
         load_s=load_s,
         memory_bytes=None if before is None or peak is None else peak - before,
     )
-
-
-def _memory(field: str) -> int | None:
-    """Returns the memory of this process in bytes; None if the system has no /proc.
-
-    field: "VmRSS" for the current value, "VmHWM" for the peak. Does not use ru_maxrss of getrusage, because a process
-    inherits the value of its parent.
-    """
-    try:
-        lines = STATUS.read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), None)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ _shtab_tureen_subparsers=(demo classify train evaluate tune adapt attack gallery
 
 _shtab_tureen_demo_option_strings=(-h --help --bundle --train --dir --host --port --no-serve)
 _shtab_tureen_classify_option_strings=(-h --help --bundle --strength --beta --token --mix --token-file --top-k --json)
-_shtab_tureen_train_option_strings=(-h --help --out --set --data --group-by --init --image-size --strict --resume --save-interval-s --compile --log --tensorboard --threads --workers --show --json)
+_shtab_tureen_train_option_strings=(-h --help --out --set --data --group-by --init --image-size --strict --resume --save-interval-s --compile --log --tensorboard --threads --workers --show --dry-run --json)
 _shtab_tureen_evaluate_option_strings=(-h --help --data --images --strict --workers --split --betas --beyond --attack --steps --epsilon-255 --norm --strengths --matrix --epsilon-curve --ensembles --corruptions --shifts --plot --save --json)
 _shtab_tureen_tune_option_strings=(-h --help --data --images --strict --workers --betas --json)
 _shtab_tureen_adapt_option_strings=(-h --help --data --name --out --robust --epsilon-255 --steps --learning-rate --seed --images --strict --workers --resume --force --json)
@@ -175,6 +175,7 @@ _shtab_tureen_train___resume_nargs=0
 _shtab_tureen_train___compile_nargs=0
 _shtab_tureen_train___tensorboard_nargs=0
 _shtab_tureen_train___show_nargs=0
+_shtab_tureen_train___dry_run_nargs=0
 _shtab_tureen_train___json_nargs=0
 _shtab_tureen_evaluate__h_nargs=0
 _shtab_tureen_evaluate___help_nargs=0

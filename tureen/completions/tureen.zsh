@@ -750,7 +750,8 @@ _shtab_tureen_train_options=(
   "--threads[CPU threads of the training]:N:"
   "--workers[processes or threads that decode images]:workers:"
   "--show[print the recipe with its settings, and exit]"
-  "--json[print the accuracy at each β as JSON]"
+  "--dry-run[train a few steps, print time, memory and disk space of the whole training, and exit\; writes nothing]"
+  "--json[print the accuracy at each β, or the dry run, as JSON]"
   ":recipe to train (with --resume\: default is the recipe of the run in --out):(cifar10 cifar10-cpu digits finetune imagenet-b16 signs signs-gpu)"
 )
 
