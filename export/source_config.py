@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from export.errors import ExportError
-from training.pretrained import CONFIG, PREPROCESSOR
+from training.weights.library_settings import CONFIG, PREPROCESSOR
 from tureen.preprocess import PreprocessSpec
 
 BICUBIC = 3  # `resample` in a file of transformers is the number of a filter in Pillow

@@ -25,8 +25,8 @@ from training.data.sources import model_name, open_source
 from training.distributed import best_device
 from training.errors import CheckpointError
 from training.evaluation.measure import Measurement, read_images
-from training.pretrained import Pretrained, load_pretrained
 from training.recipes import FINETUNE, Recipe
+from training.weights.pretrained import Pretrained, load_pretrained
 from tureen.bundle.manifest import AccuracyRow
 from tureen.preprocess import PreprocessSpec
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA

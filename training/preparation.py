@@ -17,10 +17,10 @@ from training.distributed import Processes, cpus_per_process
 from training.errors import RecipeError
 from training.interruption import SAVE_INTERVAL_S
 from training.models.registry import Model
-from training.pretrained import load_pretrained
 from training.recipes import RECIPES, Recipe
 from training.reporting.progress import ReadingProgress
 from training.resume import absolute_location
+from training.weights.pretrained import load_pretrained
 from tureen.preprocess import PreprocessSpec
 
 SKIPPED = "skipped.txt"

@@ -16,7 +16,8 @@ from serve.inference.service import Service
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
 from tests.randomised import randomised
-from training.pretrained import HALF, IMAGENET_MEAN, IMAGENET_STD, load_pretrained
+from training.weights.library_settings import HALF, IMAGENET_MEAN, IMAGENET_STD
+from training.weights.pretrained import load_pretrained
 from tureen.bundle.bundle import load_bundle
 from tureen.cli import main
 from tureen.preprocess import pixels_from_bytes

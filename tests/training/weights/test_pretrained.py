@@ -15,22 +15,18 @@ from training.data.datasets import Images
 from training.errors import CheckpointError
 from training.models.shapes import ViTConfig
 from training.models.vit import DualTokenViT
-from training.pretrained import (
-    HALF,
-    HEADS,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    TRANSFORMERS_EPS,
-    load_pretrained,
-    resample_positions,
-)
 from training.recipes import DIGITS
+from training.weights.library_settings import DINOV2_EPS, HALF, HEADS, IMAGENET_MEAN, IMAGENET_STD, TRANSFORMERS_EPS
+from training.weights.pretrained import load_pretrained, resample_positions
 from tureen.preprocess import PreprocessSpec
 
 # The same float32 operations, some summed in another order; logits are of the order of 1 and differ by up to 1.2e-6
 # here. The tanh approximation of GELU moves them by 2e-4. A wrong ε may not show, so that it is compared by itself.
 ROUNDING = 1e-5
 
+# of the architectures in timm
+MEANS = {"deit3_small_patch16_224": IMAGENET_MEAN, "vit_small_patch14_dinov2": IMAGENET_MEAN, "flexivit_small": HALF}
+STDS = {"deit3_small_patch16_224": IMAGENET_STD, "vit_small_patch14_dinov2": IMAGENET_STD, "flexivit_small": HALF}
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 SHAPE = {"width": 192, "heads": 3, "depth": 2, "hidden": 230, "patch": 4, "side": 3, "classes": 5}
 TIMM_SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4, "num_classes": 7}
@@ -242,6 +238,33 @@ def test_a_model_of_timm_keeps_its_logits(timm, tmp_path, arguments):
     assert_same_logits(pretrained, original, mean=MEAN, std=STD)
 
 
+@pytest.mark.parametrize("size", [32, 48])
+@pytest.mark.parametrize("architecture", ["deit3_small_patch16_224", "vit_small_patch14_dinov2", "flexivit_small"])
+def test_a_published_family_of_timm_keeps_its_logits_at_any_image_size(timm, tmp_path, architecture, size):
+    original = randomised(timm.create_model(architecture, **TIMM_SHAPE))
+    timm.models.save_for_hf(original, tmp_path, safe_serialization=True)
+    original.set_input_size(img_size=size)
+    assert_same_logits(
+        load_pretrained(tmp_path, image_size=size), original, mean=MEANS[architecture], std=STDS[architecture]
+    )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [("ls1.gamma", "gamma_1"), ("ls2.gamma", "gamma_2")],  # the published files of DeiT-III
+        [],  # those of DINOv2, with its mask token
+    ],
+    ids=["deit3", "dinov2"],
+)
+def test_layer_scale_in_the_files_of_its_authors_keeps_the_logits(timm, tmp_path, names):
+    original = randomised(timm.create_model("deit3_small_patch16_224", depth=1, img_size=32, num_classes=7))
+    weights = renamed(original.state_dict(), names) | ({} if names else {"mask_token": torch.randn(1, 384)})
+    pretrained = load_pretrained(saved(tmp_path, weights))
+    assert "those of ImageNet" in pretrained.assumed[1]
+    assert_same_logits(pretrained, original, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
 def test_a_published_architecture_of_timm_keeps_its_logits_without_its_config(timm, tmp_path):
     original = randomised(timm.create_model("vit_tiny_patch16_224"))
     torch.save(original.state_dict(), tmp_path / "vit_tiny.pth")
@@ -276,6 +299,33 @@ def test_the_features_of_a_headless_model_of_transformers_are_kept(transformers,
     assert_same_logits(pretrained, lambda images: head(original(images).last_hidden_state[:, 0]), mean=HALF, std=HALF)
 
 
+@pytest.mark.parametrize("saved_by", ["save_pretrained", "state_dict"])
+def test_the_features_of_dinov2_of_transformers_are_kept(transformers, tmp_path, saved_by):
+    original = randomised(transformers.Dinov2Model(transformers.Dinov2Config(**TRANSFORMERS_SHAPE)))
+    original.save_pretrained(tmp_path)
+    if saved_by == "state_dict":
+        saved(tmp_path, original.state_dict())
+    transformers.BitImageProcessor(image_mean=MEAN, image_std=STD).save_pretrained(tmp_path)
+    pretrained = load_pretrained(tmp_path, classes=7)
+    assert (pretrained.library, pretrained.has_new_head, pretrained.assumed) == ("transformers", True, ())
+    head = pretrained.model.head
+    assert_same_logits(pretrained, lambda images: head(original(images).pooler_output), mean=MEAN, std=STD)
+
+
+def test_the_classifier_of_dinov2_that_reads_two_tokens_is_replaced(transformers, tmp_path):
+    config = transformers.Dinov2Config(**TRANSFORMERS_SHAPE, num_labels=7)
+    original = randomised(transformers.Dinov2ForImageClassification(config))
+    original.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="no linear classifier of one token"):
+        load_pretrained(tmp_path)
+    pretrained = load_pretrained(tmp_path, classes=7)
+    assert pretrained.has_new_head
+    head, features = pretrained.model.head, original.dinov2
+    assert_same_logits(
+        pretrained, lambda images: head(features(images).pooler_output), mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_a_model_of_torchvision_keeps_its_logits(torchvision, tmp_path, suffix):
     original = randomised(torchvision.models.VisionTransformer(32, 8, 2, 3, 192, 100, num_classes=7))
@@ -306,7 +356,6 @@ def test_another_image_size_makes_the_same_model_as_in_timm(timm, tmp_path, size
     [
         ("deit_tiny_distilled_patch16_224", {}, "dist_token"),
         ("vit_base_patch16_224", {"reg_tokens": 4}, "reg_token"),
-        ("vit_base_patch16_224", {"init_values": 1e-5}, "ls1.gamma"),
         ("vit_base_patch16_224", {"qk_norm": True}, "attn.k_norm"),
         ("vit_base_patch16_224", {"pre_norm": True}, "norm_pre"),
         ("vit_base_patch16_224", {"global_pool": "map"}, "attn_pool"),
@@ -334,7 +383,6 @@ def test_another_kind_of_model_of_timm_is_refused_by_its_distinctive_tensor(
     [
         ("DeiT", "distillation_token"),
         ("Beit", "lambda_1"),
-        ("Dinov2", "mask_token"),
         ("ViTMAE", "decoder"),
         ("ViTMSN", "vit_msn"),
     ],
@@ -365,6 +413,7 @@ def test_assumed_values_are_the_defaults_of_the_library(timm, transformers, torc
         assert model.norm.eps == 1e-6
         assert model.default_cfg["mean"] == model.default_cfg["std"] == HALF
     assert transformers.ViTConfig().layer_norm_eps == TRANSFORMERS_EPS
+    assert transformers.Dinov2Config().layer_norm_eps == DINOV2_EPS
     processor = transformers.ViTImageProcessor()
     assert tuple(processor.image_mean) == tuple(processor.image_std) == HALF
     view = torchvision.models.ViT_B_16_Weights.DEFAULT.transforms()
@@ -514,6 +563,12 @@ def test_the_pooler_of_transformers_is_left_out(tmp_path):
     torch.testing.assert_close(load_pretrained(saved(tmp_path, weights)).model.state_dict(), plain.state_dict())
 
 
+def test_a_layer_scale_of_another_size_is_refused(tmp_path):
+    weights = timm_weights(**SHAPE) | {"blocks.1.ls2.gamma": torch.ones(5)}
+    with pytest.raises(CheckpointError, match=r"LayerScale \(5,\) of blocks\.1\.fc2 does not fit"):
+        load_pretrained(saved(tmp_path, weights))
+
+
 def test_half_precision_becomes_float32(tmp_path):
     weights = {name: tensor.bfloat16() for name, tensor in timm_weights(**SHAPE).items()}
     model = load_pretrained(saved(tmp_path, weights)).model
@@ -572,7 +627,6 @@ def test_a_tureen_checkpoint_passes_through_and_takes_other_sizes_too(tmp_path):
         "reg_token",
         "norm_pre.weight",
         "head_dist.weight",
-        "blocks.0.ls1.gamma",
         "blocks.0.attn.q_norm.weight",
         "blocks.1.attn.relative_position_bias_table",
         "blocks.0.attn.qkv.weight_scale",

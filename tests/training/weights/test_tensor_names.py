@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from training.errors import CheckpointError
-from training.tensor_names import our_names
+from training.weights.tensor_names import our_names
 
 FILE = Path("vit.safetensors")
 
@@ -40,8 +40,8 @@ def test_each_library_has_its_names_for_the_same_tensors(library, names):
 
 
 def test_a_tensor_without_a_place_is_refused_with_its_name_and_the_library():
-    with pytest.raises(CheckpointError, match=r"'blocks\.0\.ls1\.gamma' does not exist .* model of timm"):
-        our_names(["patch_embed.proj.weight", "blocks.0.ls1.gamma"], FILE)
+    with pytest.raises(CheckpointError, match=r"'blocks\.0\.ls3\.gamma' does not exist .* model of timm"):
+        our_names(["patch_embed.proj.weight", "blocks.0.ls3.gamma"], FILE)
 
 
 def test_two_tensors_for_one_place_are_refused():

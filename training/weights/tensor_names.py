@@ -15,7 +15,7 @@ UNUSED = "unused"  # prefix of the names of tensors that DualTokenViT does not n
 
 # Names of tensors in the library and in DualTokenViT. `*` is the number of the block; a name without .weight or .bias
 # covers both. A checkpoint may hold no other tensor. `cls_token` and `positions` become the two tokens and pos_embed;
-# q, k and v become qkv.
+# q, k and v become qkv; scale1 and scale2 become part of proj and fc2.
 TIMM = {
     "cls_token": "cls_token",
     "pos_embed": "positions",
@@ -23,9 +23,14 @@ TIMM = {
     "blocks.*.norm1": "blocks.*.norm1",
     "blocks.*.attn.qkv": "blocks.*.qkv",
     "blocks.*.attn.proj": "blocks.*.proj",
+    "blocks.*.ls1.gamma": "blocks.*.scale1",
+    "blocks.*.gamma_1": "blocks.*.scale1",  # in the files of DeiT-III
     "blocks.*.norm2": "blocks.*.norm2",
     "blocks.*.mlp.fc1": "blocks.*.fc1",
     "blocks.*.mlp.fc2": "blocks.*.fc2",
+    "blocks.*.ls2.gamma": "blocks.*.scale2",
+    "blocks.*.gamma_2": "blocks.*.scale2",
+    "mask_token": UNUSED,  # in the files of DINOv2; only its training uses it
     "norm": "norm",
     "fc_norm": "norm",
     "pre_logits.fc": "pre_logits",
@@ -44,6 +49,18 @@ TRANSFORMERS = {
     "encoder.layer.*.layernorm_after": "blocks.*.norm2",
     "encoder.layer.*.intermediate.dense": "blocks.*.fc1",
     "encoder.layer.*.output.dense": "blocks.*.fc2",
+    # names of DINOv2
+    "embeddings.mask_token": UNUSED,
+    "encoder.layer.*.norm1": "blocks.*.norm1",
+    "encoder.layer.*.layer_scale1.lambda1": "blocks.*.scale1",
+    "encoder.layer.*.norm2": "blocks.*.norm2",
+    "encoder.layer.*.mlp.fc1": "blocks.*.fc1",
+    "encoder.layer.*.mlp.fc2": "blocks.*.fc2",
+    "encoder.layer.*.layer_scale2.lambda1": "blocks.*.scale2",
+    "encoder.layer.*.attention.q_proj": "blocks.*.q",  # in memory, from version 5 of transformers
+    "encoder.layer.*.attention.k_proj": "blocks.*.k",
+    "encoder.layer.*.attention.v_proj": "blocks.*.v",
+    "encoder.layer.*.attention.o_proj": "blocks.*.proj",
     # names in memory, from version 5 of transformers
     "layers.*.layernorm_before": "blocks.*.norm1",
     "layers.*.attention.q_proj": "blocks.*.q",

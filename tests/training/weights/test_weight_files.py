@@ -3,7 +3,7 @@ import safetensors.torch
 import torch
 
 from training.errors import CheckpointError
-from training.weight_files import read_tensors
+from training.weights.weight_files import read_tensors
 
 
 def test_tensors_are_read_with_their_type_and_name(tmp_path):

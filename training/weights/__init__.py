@@ -1,0 +1,1 @@
+"""Loads the weights of third-party ViTs, as a model with two tokens that computes the same."""
