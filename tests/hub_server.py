@@ -174,9 +174,14 @@ class Handler(BaseHTTPRequestHandler):
         hub = self.server
         if repository in hub.private and not is_known:
             return self.reply(401, X_Error_Code="RepoNotFound")
-        data = (hub.files(repository, revision) or {}).get(name)
+        files = hub.files(repository, revision)
+        if files is None:
+            is_known_name = any(known == repository for known, _ in hub.branches)
+            return self.reply(404, X_Error_Code="RevisionNotFound" if is_known_name else "RepoNotFound")
+        commit = hub.branches.get((repository, revision), revision)
+        data = files.get(name)
         if data is None:
-            return self.reply(404, X_Error_Code="EntryNotFound")
+            return self.reply(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
         if hub.pause_after is not None:
             with hub.lock:
                 hub.pause_after -= 1
@@ -188,4 +193,4 @@ class Handler(BaseHTTPRequestHandler):
             if start >= len(data):
                 return self.reply(416)
             return self.reply(206, data[start : end + 1], Content_Range=f"bytes {start}-{end}/{len(data)}")
-        return self.reply(200, data)
+        return self.reply(200, data, ETag=f'"{hashlib.sha256(data).hexdigest()}"', X_Repo_Commit=commit)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,16 +32,16 @@ class RunOptions:
     """The options of a run besides its recipe.
 
     data: location of the images. group_by: regular expression that finds the group of an image in its file name; all
-    images of a group are in one part. init: weights to start from. image_size: in pixels; None: that of the weights.
-    is_resumed: continue an interrupted run. is_strict: fail if an image cannot be decoded. is_compiled: use
-    torch.compile. loggers: names of the loggers that record the run. workers: number of processes or threads that
-    decode images. save_interval_s: seconds between two saves of the state; more if saving would take over 2 % of the
-    time. threads: CPU threads of torch in each process; None: as many as `limit_threads` allows.
+    images of a group are in one part. init: weights to start from, as for `load_pretrained`. image_size: in pixels;
+    None: that of the weights. is_resumed: continue an interrupted run. is_strict: fail if an image cannot be decoded.
+    is_compiled: use torch.compile. loggers: names of the loggers that record the run. workers: number of processes or
+    threads that decode images. save_interval_s: seconds between two saves of the state; more if saving would take over
+    2 % of the time. threads: CPU threads of torch in each process; None: as many as `limit_threads` allows.
     """
 
     data: str | None = None
     group_by: str | None = None
-    init: Path | None = None
+    init: str | None = None
     image_size: int | None = None
     is_resumed: bool = False
     is_strict: bool = False
@@ -57,7 +56,7 @@ class RunOptions:
         return {
             "data": absolute_location(self.data),
             "group_by": self.group_by,
-            "init": absolute_location(None if self.init is None else str(self.init)),
+            "init": absolute_location(self.init),
             "is_strict": self.is_strict,
             "is_compiled": self.is_compiled,
         }
@@ -104,7 +103,7 @@ def with_defaults(recipe: Recipe, options: RunOptions) -> tuple[Recipe, RunOptio
 
 
 def with_pretrained_shape(recipe: Recipe, options: RunOptions) -> Recipe:
-    """Returns the recipe with the model shape of the weights in the file or directory `options.init`.
+    """Returns the recipe with the model shape of the weights at `options.init`.
 
     If the recipe starts from random weights, returns the recipe unchanged. Raises RecipeError if the recipe needs
     `options.init` and it is None, or if an option is not for this recipe. Raises the errors of `load_pretrained`.
@@ -209,7 +208,7 @@ def fitted_to_images(recipe: Recipe, data: Dataset, *, is_verbose: bool = True) 
     return recipe.model_copy(update={"model": model, "evaluation_attack": attack})
 
 
-def _load_start(recipe: Recipe, init: Path, *, is_verbose: bool) -> Model:
+def _load_start(recipe: Recipe, init: str, *, is_verbose: bool) -> Model:
     torch.manual_seed(recipe.seed)  # a new classifier is random
     pretrained = load_pretrained(init, image_size=recipe.model.image_size, classes=recipe.model.classes)
     if is_verbose:

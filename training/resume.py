@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from training.data.sources import HUGGING_FACE
 from training.errors import CheckpointError
 from training.recipes import FIELDS_WITHOUT_EFFECT_ON_WEIGHTS, RECIPES, Recipe
+from training.weights.weight_sources import is_remote
 
 START_AGAIN = "delete it, or choose another --out, to start again"
 SAVING_SHARE = 0.02
@@ -99,10 +100,10 @@ def require_same_recipe(saved: SavedRun, recipe: Recipe) -> None:
 def absolute_location(location: str | None) -> str | None:
     """Returns the location of images or weights with an absolute path, so that any working directory can use it.
 
-    Returns `location` unchanged if it is None or the name of a Hugging Face data set.
+    Returns `location` unchanged if it is None, or if it names a data set or weights on the Hugging Face hub.
     """
-    if location is None:
-        return None
+    if location is None or is_remote(location):
+        return location
     prefix = HUGGING_FACE if location.startswith(HUGGING_FACE) else ""
     path = location.removeprefix(prefix)
     return location if prefix and not os.path.isdir(path) else prefix + os.path.abspath(path)

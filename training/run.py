@@ -108,7 +108,7 @@ def resumed_options(saved: SavedRun, options: RunOptions) -> RunOptions:
     Raises CheckpointError if the weights, the image size or the group expression in `options` are not those of the
     saved run, or if the images have other classes. Decodes no image.
     """
-    init = absolute_location(None if options.init is None else str(options.init))
+    init = absolute_location(options.init)
     size = saved.recipe.model.image_size
     for flag, before, given in (
         ("--init", saved.init, init),
@@ -131,7 +131,7 @@ def resumed_options(saved: SavedRun, options: RunOptions) -> RunOptions:
         options,
         data=data,
         group_by=saved.group_by,
-        init=None if saved.init is None else Path(saved.init),
+        init=saved.init,
         is_strict=options.is_strict or saved.is_strict,
         is_compiled=options.is_compiled or saved.is_compiled,
         loggers=tuple(dict.fromkeys([*saved.logged_runs, *options.loggers])),

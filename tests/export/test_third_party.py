@@ -80,7 +80,7 @@ def test_a_state_dict_of_timm_is_served_with_usual_values_that_the_card_names(ti
     manifest = exported(tmp_path / "vit tiny (1).pth", tmp_path / "bundle")
     assert (manifest.name, manifest.preprocess.crop_fraction) == ("vit-tiny-1", 0.9)
     card = (tmp_path / "bundle" / "README.md").read_text()
-    for fact in ("3 attention heads", "mean 0.5 and standard deviation 0.5", "the middle 90 % of an image"):
+    for fact in ("3 attention heads", "mean and standard deviation 0.5", "the middle 90 % of an image"):
         assert fact in card
     assert_same_logits(tmp_path / "bundle", photos, original, mean=HALF, std=HALF)
 

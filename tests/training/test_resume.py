@@ -94,3 +94,5 @@ def test_a_location_becomes_absolute_if_it_is_a_directory(tmp_path, monkeypatch)
     assert absolute_location("photos") == str(tmp_path / "photos")
     assert absolute_location("hf:photos") == f"hf:{tmp_path / 'photos'}"
     assert absolute_location("hf:owner/name") == "hf:owner/name"
+    assert absolute_location("hf-hub:owner/name") == "hf-hub:owner/name"
+    assert absolute_location("timm:vit_tiny_patch16_224") == "timm:vit_tiny_patch16_224"

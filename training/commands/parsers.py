@@ -59,7 +59,12 @@ def train_parser() -> argparse.ArgumentParser:
         help="keep the images of a track, a writer or a patient in one part: those whose paths have the same match, or "
         "the same text in its capturing group",
     )
-    parser.add_argument("--init", type=Path, metavar="PATH", help="weights to start from, for the recipe finetune")
+    parser.add_argument(
+        "--init",
+        metavar="FILE",
+        help="weights to start from, for the recipe finetune: a file, a directory, hf-hub:OWNER/NAME[@REVISION] or "
+        "timm:NAME",
+    )
     parser.add_argument(
         "--image-size",
         type=positive_int,

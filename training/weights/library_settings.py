@@ -50,8 +50,8 @@ def library_settings(
     if stated["mean"] is None and stated["std"] is None:
         # DeiT-III and DINOv2 have LayerScale, and the statistics of ImageNet.
         stated |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} if has_layer_scale else {"mean": HALF, "std": HALF}
-        statistics = "those of ImageNet" if has_layer_scale else "0.5"
-        assumed.append(f"images normalised with mean and standard deviation {statistics}")
+        statistics = "mean and standard deviation of ImageNet" if has_layer_scale else "mean and standard deviation 0.5"
+        assumed.append(f"images normalised with {statistics}")
     if stated["norm_eps"] is None:
         stated["norm_eps"] = DINOV2_EPS if has_layer_scale else TRANSFORMERS_EPS
         assumed.append(f"an ε of {stated['norm_eps']:g} in every LayerNorm")

@@ -2,7 +2,7 @@
 
 Converts a model with one token into a model with two tokens. Until training, the new model has the logits of the
 original at every β. If a tensor or a setting cannot be converted exactly, raises an error with the name of this tensor
-or setting. Uses none of the three libraries, downloads nothing, and knows nothing about training.
+or setting. Uses none of the three libraries, and knows nothing about training.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
-from training.checkpoint import CHECKPOINT, MODEL, load_checkpoint
+from training.checkpoint import CHECKPOINT, load_checkpoint
 from training.errors import CheckpointError
 from training.models.shapes import ViTConfig
 from training.models.vit import DualTokenViT
@@ -26,6 +26,7 @@ from training.weights.library_settings import library_settings
 from training.weights.tensor_names import UNUSED, our_names
 from training.weights.weight_files import Weights, read_tensors
 from training.weights.weight_folding import fold_weights
+from training.weights.weight_sources import locate_weights
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Pretrained:
     assumed: tuple[str, ...]  # messages for the user: settings that no file has, with the library's defaults
 
 
-def load_pretrained(path: Path, *, image_size: int | None = None, classes: int | None = None) -> Pretrained:
+def load_pretrained(path: Path | str, *, image_size: int | None = None, classes: int | None = None) -> Pretrained:
     """Returns a dual-token model with the weights of a single-token ViT: float32, on the CPU, all parameters trainable.
 
     path is one of:
@@ -46,6 +47,7 @@ def load_pretrained(path: Path, *, image_size: int | None = None, classes: int |
     - a PyTorch file with another suffix in `training.weights.weight_files`; only its tensors are unpickled
     - a directory with model.safetensors, as on the Hugging Face hub
     - a checkpoint of Tureen
+    - an address on the Hugging Face hub, hf-hub:OWNER/NAME[@REVISION] or timm:NAME; downloads the files
 
     Reads config.json and preprocessor_config.json beside the weights if they exist. For a setting that no file has,
     uses the default of the library, and lists this default in `assumed`.
@@ -62,7 +64,7 @@ def load_pretrained(path: Path, *, image_size: int | None = None, classes: int |
     if Tureen does not support its shape. Raises CheckpointError if the file has no linear classifier of one token and
     `classes` is None.
     """
-    source = _read_own(path) if (path / CHECKPOINT).is_file() else _read_third_party(path)
+    source = _read_own(Path(path)) if (Path(path) / CHECKPOINT).is_file() else _read_third_party(path)
     shape, weights = source.shape, source.weights
     kept_classes = _kept_classes(weights, shape["width"])
     if classes is None and kept_classes is None:
@@ -124,8 +126,8 @@ def _read_own(path: Path) -> _SourceModel:
     return _SourceModel("tureen", model.config.model_dump(), model.state_dict(), names={}, assumed=())
 
 
-def _read_third_party(path: Path) -> _SourceModel:
-    file = path / MODEL if path.is_dir() else path
+def _read_third_party(path: Path | str) -> _SourceModel:
+    file = locate_weights(path)
     tensors = read_tensors(file)
     library, names = our_names(tensors, file)
     weights = {ours: tensors[name].to(torch.float32) for ours, name in names.items() if not ours.startswith(UNUSED)}
@@ -146,14 +148,15 @@ def _kept_classes(weights: Weights, width: int) -> int | None:
     return len(head)
 
 
-def _require_shapes(weights: Weights, expected: Weights, names: Mapping[str, str], file: Path) -> None:
+def _require_shapes(weights: Weights, expected: Weights, names: Mapping[str, str], file: Path | str) -> None:
     """Raises CheckpointError if a tensor in `weights` is missing, or is not in `expected` with the same shape.
 
     names: maps the name of each tensor in DualTokenViT to its name in the file, for the error message.
     """
     missing = sorted(expected.keys() - weights.keys())
     if missing:
-        raise CheckpointError(f"{file} has no tensor for {missing[0]}: it is incomplete, or not a plain pre-norm ViT")
+        reason = "has RMSNorm, which Tureen does not support" if "norm" in missing[0] else "not a plain pre-norm ViT"
+        raise CheckpointError(f"{file} has no tensor for {missing[0]}: it is incomplete, or {reason}")
     for name, tensor in weights.items():
         if name not in expected or tensor.shape != expected[name].shape:
             expectation = f"{tuple(expected[name].shape)} is expected" if name in expected else "none is expected"

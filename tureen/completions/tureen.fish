@@ -83,7 +83,7 @@ complete -c tureen -n '_shtab_tureen_using train' -l out -xka "(__fish_complete_
 complete -c tureen -n '_shtab_tureen_using train' -l set -x -d 'change a value of the recipe'
 complete -c tureen -n '_shtab_tureen_using train' -l data -xka "(__fish_complete_directories)" -d 'images: DIR/CLASS/…, or DIR/train/CLASS/…, DIR/val/CLASS/… and DIR/test/CLASS/…, or hf:DATASET'
 complete -c tureen -n '_shtab_tureen_using train' -l group-by -x -d 'keep the images of a track, a writer or a patient in one part: those whose paths have the same match, or the same text in its capturing group'
-complete -c tureen -n '_shtab_tureen_using train' -l init -xka "(__fish_complete_path (commandline -ct))" -d 'weights to start from, for the recipe finetune'
+complete -c tureen -n '_shtab_tureen_using train' -l init -xka "(__fish_complete_path (commandline -ct))" -d 'weights to start from, for the recipe finetune: a file, a directory, hf-hub:OWNER/NAME[@REVISION] or timm:NAME'
 complete -c tureen -n '_shtab_tureen_using train' -l image-size -x -d 'image size in pixels, for the recipe finetune'
 complete -c tureen -n '_shtab_tureen_using train' -l strict -d 'fail if an image cannot be decoded, instead of skipping it'
 complete -c tureen -n '_shtab_tureen_using train' -l resume -d 'continue the interrupted run in --out, with its options'

@@ -739,7 +739,7 @@ _shtab_tureen_train_options=(
   "*--set[change a value of the recipe]:KEY=VALUE:"
   "--data[images\: DIR\/CLASS\/\…, or DIR\/train\/CLASS\/\…, DIR\/val\/CLASS\/\… and DIR\/test\/CLASS\/\…, or hf\:DATASET]:DIR:_files -/"
   "--group-by[keep the images of a track, a writer or a patient in one part\: those whose paths have the same match, or the same text in its capturing group]:REGEX:"
-  "--init[weights to start from, for the recipe finetune]:PATH:_files"
+  "--init[weights to start from, for the recipe finetune\: a file, a directory, hf-hub\:OWNER\/NAME\[\@REVISION\] or timm\:NAME]:FILE:_files"
   "--image-size[image size in pixels, for the recipe finetune]:image_size:"
   "--strict[fail if an image cannot be decoded, instead of skipping it]"
   "--resume[continue the interrupted run in --out, with its options]"
