@@ -9,6 +9,7 @@ from export.errors import ExportError
 from export.graph import Backbone, CompiledBackbone, can_fold, onnx_graph, require_exportable
 from export.parity import ParityLimits, check_parity, measure_parity
 from export.reference import compute_reference
+from tests.randomised import randomised
 from training.models.resnet import DualResNet
 from training.models.shapes import ResNetConfig, ViTConfig
 from training.models.vit import DualTokenViT
@@ -102,6 +103,16 @@ def test_other_shapes_poolings_and_stems_export_and_agree(pool, stem):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 12, 12, 3), dtype=np.uint8)
     row = measure_parity(compile_engine(onnx_graph(model), "onnxruntime"), compute_reference(model, pixels))
     check_parity(row, ParityLimits())
+
+
+@pytest.mark.parametrize("opset", [20, 23])
+@pytest.mark.parametrize("option", [{"registers": 4}], ids=str)
+def test_options_of_third_party_models_export_and_agree(option, opset):
+    torch.manual_seed(0)
+    model = randomised(DualTokenViT(CONFIG.model_copy(update=option))).requires_grad_(False)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    engine = compile_engine(onnx_graph(model, opset=opset), "onnxruntime")
+    check_parity(measure_parity(engine, compute_reference(model, pixels)), ParityLimits())
 
 
 @pytest.mark.parametrize("adapter", ["norm", "both", "none"])

@@ -2,17 +2,35 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import tureen
 from export.errors import ExportError
-from export.torch_soup import load_torch
+from export.graph import onnx_graph
+from export.torch_soup import load_torch, model_of_bundle
+from tests.randomised import randomised
 from training.attacks.apgd import apgd
-from training.models.vit import images_from_pixels
+from training.models.shapes import ViTConfig
+from training.models.vit import DualTokenViT, images_from_pixels
 from tureen.bundle.bundle import MANIFEST, load_bundle
 from tureen.bundle.examples import EXAMPLES
+
+
+@pytest.mark.parametrize("option", [{"registers": 4}], ids=str)
+def test_the_model_of_a_graph_with_an_option_of_third_party_models_has_the_weights_of_the_original(option):
+    torch.manual_seed(0)
+    config = ViTConfig(image_size=16, patch_size=4, width=48, depth=2, heads=3, classes=5, **option)
+    original = randomised(DualTokenViT(config)).requires_grad_(False)
+    bundle = SimpleNamespace(
+        graph=onnx_graph(original),
+        tokens={"clean": original.clean_token.numpy(), "robust": original.robust_token.numpy()},
+        manifest=SimpleNamespace(provenance={"model": config.model_dump()}),
+        path="bundle",
+    )
+    torch.testing.assert_close(model_of_bundle(bundle).state_dict(), original.state_dict(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("path", ["digits_run", "bundle_path", EXAMPLES / "cifar10"])

@@ -32,6 +32,9 @@ class ViTConfig(BaseModel):
         default="mean", description="input of the classifier: the mean of the patches, or the class token"
     )
     norm_after_pool: bool = Field(default=False, description="the last LayerNorm follows the pooling (timm's fc_norm)")
+    registers: int = Field(
+        default=0, ge=0, description="learned tokens after the class token, without position (Darcet et al., ICLR 2024)"
+    )
     norm_eps: float = Field(default=1e-6, gt=0, description="ε of every LayerNorm")
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of each channel; subtracted from pixels in [0, 1]
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of each channel; divides the difference

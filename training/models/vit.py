@@ -60,7 +60,7 @@ class SharedLayerNorm(nn.LayerNorm):
 class TransformerBlock(nn.Module):
     """A pre-norm transformer block (Dosovitskiy et al., ICLR 2021).
 
-    Input and output are (B, 1 + N, D): for each image one token and N patches, each of width D.
+    Input and output are (B, 1 + R + N, D): for each image one token, R registers and N patches, each of width D.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -79,10 +79,10 @@ class TransformerBlock(nn.Module):
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x, betas))))
 
     def attention(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, 1 + N, D / heads)
-        q, k, v = qkv.unbind(0)
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)  # (B, heads, 1 + R + N, D / heads)
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).flatten(2))  # (B, 1 + N, D)
+        return self.proj(out.transpose(1, 2).flatten(2))  # (B, 1 + R + N, D)
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -119,6 +119,8 @@ class DualTokenViT(nn.Module):
     share patch embedding, blocks and classifier. The token selects clean mode, robust mode or a soup of both. The
     tokens have no position embedding.
 
+    `config.registers` learned tokens follow the class token. They have no position embedding and no output.
+
     `config.adapter` selects the parameters that each mode has for itself: its token (`token`), its LayerNorms (`norm`),
     both (`both`) or neither (`none`). In a model with a single token, `robust_token` is None.
     """
@@ -138,6 +140,7 @@ class DualTokenViT(nn.Module):
         self.clean_token = nn.Parameter(torch.zeros(config.width))
         has_two_tokens = config.adapter in ("token", "both")
         self.robust_token = nn.Parameter(torch.zeros(config.width)) if has_two_tokens else None
+        self.registers = nn.Parameter(torch.zeros(config.registers, config.width)) if config.registers else None
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.depth))
         self.norm = _norm(config)
         self.head = nn.Linear(config.width, config.classes)
@@ -151,7 +154,7 @@ class DualTokenViT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for parameter in (self.pos_embed, self.clean_token, self.robust_token):
+        for parameter in (self.pos_embed, self.clean_token, self.robust_token, self.registers):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=0.02)
 
@@ -173,7 +176,12 @@ class DualTokenViT(nn.Module):
         `with_tokens`.
         """
         x = patches.flatten(2).transpose(1, 2) + self.pos_embed  # (B, N, D)
-        x = torch.cat([tokens.unsqueeze(1).to(x.dtype), x], dim=1)  # (B, 1 + N, D)
+        parts = [tokens.unsqueeze(1).to(x.dtype), x]
+        if self.registers is not None:
+            parts.insert(
+                1, self.registers.to(x.dtype).expand(x.shape[0], -1, -1)
+            )  # len(x) would fix the exported batch
+        x = torch.cat(parts, dim=1)  # (B, 1 + R + N, D)
         for block in self.blocks:
             x = block(x, betas)
         if self.config.norm_after_pool:
@@ -181,7 +189,7 @@ class DualTokenViT(nn.Module):
         return self.head(self._pooled(self.norm(x, betas)))
 
     def _pooled(self, x: Tensor) -> Tensor:
-        return x[:, 0] if self.config.pool == "token" else x[:, 1:].mean(dim=1)
+        return x[:, 0] if self.config.pool == "token" else x[:, 1 + self.config.registers :].mean(dim=1)
 
     def soup(self, beta: float | Tensor) -> Tensor:
         """Returns the mix of both tokens at `beta`, (D,). If `beta` is a tensor of B β, returns B mixes, (B, D)."""

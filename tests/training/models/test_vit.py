@@ -30,6 +30,28 @@ def test_the_token_reaches_the_logits_with_either_pooling(pool):
     assert tokens.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("pool", ["mean", "token"])
+def test_registers_take_part_in_attention_and_not_in_the_mean(pool):
+    torch.manual_seed(0)
+    model = DualTokenViT(TINY.model_copy(update={"registers": 3, "pool": pool}))
+    images, betas = torch.rand(2, 3, 8, 8), torch.zeros(2)
+    before = model(images, betas)
+    with torch.no_grad():
+        model.registers.add_(torch.randn(3, 16))
+    assert not torch.allclose(model(images, betas), before)
+    for block in model.blocks:  # without attention and MLP the patches keep their values, and registers reach nothing
+        for parameter in (*block.proj.parameters(), *block.fc2.parameters()):
+            torch.nn.init.zeros_(parameter)
+    unmixed = model(images, betas)
+    with torch.no_grad():
+        model.registers.add_(torch.randn(3, 16))
+    assert torch.equal(model(images, betas), unmixed)
+
+
+def test_a_model_without_registers_has_no_tensor_for_them():
+    assert "registers" not in DualTokenViT(TINY).state_dict()
+
+
 def test_soups_are_the_tokens_at_the_ends():
     model = DualTokenViT(TINY)
     assert torch.equal(model.soup(0.0), model.clean_token)
