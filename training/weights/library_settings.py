@@ -16,8 +16,8 @@ CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 
 # Numbers of heads of the published models that differ from width / 64: ViT-H (Dosovitskiy et al., ICLR 2021, Table 1),
-# ViT-g and ViT-G (Zhai et al., CVPR 2022, Table 2).
-HEADS = {1280: 16, 1408: 16, 1664: 16}
+# ViT-g and ViT-G (Zhai et al., CVPR 2022, Table 2), SoViT-400m (Alabdulmohsin et al., NeurIPS 2023).
+HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
 MIN_KNOWN_WIDTH = 192  # width of ViT-Ti; narrower models follow no rule
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -84,7 +84,9 @@ def _settings(
     if library == "torchvision":
         return {"heads": heads, "pool": "token", "norm_eps": 1e-6, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     if library == "transformers":
-        _refuse_other_settings(config, {"model_type": ("vit", "dinov2"), "hidden_act": ("gelu",)})
+        _refuse_other_settings(
+            config, {"model_type": ("vit", "dinov2", "dinov2_with_registers"), "hidden_act": ("gelu",)}
+        )
         mean, std = _normalisation(preprocessor) if preprocessor else (None, None)
         return {"heads": heads, "pool": "token", "norm_eps": config.get("layer_norm_eps"), "mean": mean, "std": std}
     arguments = config.get("model_args") or {}

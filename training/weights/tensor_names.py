@@ -19,17 +19,17 @@ UNUSED = "unused"  # prefix of the names of tensors that DualTokenViT does not n
 TIMM = {
     "cls_token": "cls_token",
     "pos_embed": "positions",
+    "reg_token": "registers",
+    "register_tokens": "registers",  # in the files of DINOv2
     "patch_embed.proj": "patch_embed",
     "blocks.*.norm1": "blocks.*.norm1",
     "blocks.*.attn.qkv": "blocks.*.qkv",
     "blocks.*.attn.proj": "blocks.*.proj",
     "blocks.*.ls1.gamma": "blocks.*.scale1",
-    "blocks.*.gamma_1": "blocks.*.scale1",  # in the files of DeiT-III
     "blocks.*.norm2": "blocks.*.norm2",
     "blocks.*.mlp.fc1": "blocks.*.fc1",
     "blocks.*.mlp.fc2": "blocks.*.fc2",
     "blocks.*.ls2.gamma": "blocks.*.scale2",
-    "blocks.*.gamma_2": "blocks.*.scale2",
     "mask_token": UNUSED,  # in the files of DINOv2; only its training uses it
     "norm": "norm",
     "fc_norm": "norm",
@@ -51,6 +51,7 @@ TRANSFORMERS = {
     "encoder.layer.*.output.dense": "blocks.*.fc2",
     # names of DINOv2
     "embeddings.mask_token": UNUSED,
+    "embeddings.register_tokens": "registers",
     "encoder.layer.*.norm1": "blocks.*.norm1",
     "encoder.layer.*.layer_scale1.lambda1": "blocks.*.scale1",
     "encoder.layer.*.norm2": "blocks.*.norm2",
@@ -97,6 +98,45 @@ LIBRARIES = {  # by the prefix of the names of the patch embedding
     "conv_proj.": ("torchvision", TORCHVISION),
 }
 
+# Patterns of the names of tensors that only other architectures have, and what these architectures have. The first
+# pattern that fits decides the message.
+OTHER_ARCHITECTURES = (
+    (r"dist_token|distillation|head_dist", "a distillation token, which a second classifier reads (distilled DeiT)"),
+    (r"relative_position|rel_pos", "relative position biases (BEiT, Swin, ViT-RelPos)"),
+    (r"rope|freqs", "rotary position embeddings (RoPE-ViT)"),
+    (
+        r"^decoder\.|\.decoder\.",
+        "the decoder of a masked autoencoder (ViT-MAE): choose a fine-tuned model, or its encoder",
+    ),
+    (r"attn_pool|head\.probe|MAPHead", "pooling by attention (SigLIP, CoCa)"),
+    (r"patch_embed\.(backbone|conv|stem)|conv_bn_relu|patch_embed\d", "a convolutional stem or several stages"),
+    (
+        r"(^|\.)stages\.\d+\.|^(layers|network|blocks)\.\d+\.(blocks|downsample|proj|\d+)\.",
+        "stages of several resolutions (Swin, PVT, Hiera)",
+    ),
+    (r"proj_l\.|token_only", "talking heads and class attention (CaiT)"),
+    (r"attn\.temperature", "attention over channels (XCiT)"),
+    (r"attn\.lambda_[kq]", "differential attention"),
+    (r"attn\.norm|mlp\.norm|inner_attn_ln|ffn_ln", "a LayerNorm inside attention or MLP (BEiT-3, EVA-02)"),
+    (r"\.q_bias|\.v_bias", "biases of queries and values alone (BEiT, EVA)"),
+    (r"fc1_g|w1\.|gate_proj", "an MLP with a separate gate (EVA-02, AIMv2, DINOv3)"),
+    (r"\.attns\.|\.ffns\.|in_proj\.weight", "attention and MLP side by side (parallel blocks)"),
+    (r"\.lambda_[12]$", "the LayerScale of BEiT and Data2Vec"),
+    (
+        r"\.gamma_[12]$",
+        "LayerScale under names that RoPE-ViT, DINOv3 and the files of DeiT-III share (for DeiT-III: timm:deit3_…)",
+    ),
+    (r"text_model|text_projection|logit_scale|token_embedding", "a text tower"),
+)
+
+
+def architecture_named(tensors: Iterable[str]) -> str | None:
+    """Returns a clause on the part that another architecture has, such as "it has …"; None: no known part."""
+    for pattern, part in OTHER_ARCHITECTURES:
+        if found := next((name for name in sorted(tensors) if re.search(pattern, name)), None):
+            return f"it has {part}, the tensor {found!r}"
+    return None
+
 
 def our_names(tensors: Iterable[str], file: Path) -> tuple[str, dict[str, str]]:
     """Returns the library that uses these names, and a map from names in DualTokenViT to names in the file.
@@ -105,6 +145,8 @@ def our_names(tensors: Iterable[str], file: Path) -> tuple[str, dict[str, str]]:
     the three libraries uses these names, or if a tensor does not exist in a plain ViT.
     """
     found = next(((name, marker) for marker in LIBRARIES for name in tensors if marker in name), None)
+    if found is None and (other := architecture_named(tensors)):
+        raise CheckpointError(f"{file} is not a ViT that Tureen supports: {other}")
     if found is None:
         raise CheckpointError(
             f"{file} is no Vision Transformer of timm, transformers or torchvision: none of its tensors has a name "
@@ -117,9 +159,10 @@ def our_names(tensors: Iterable[str], file: Path) -> tuple[str, dict[str, str]]:
     for name in sorted(tensors):
         ours = _our_name(name.removeprefix(prefix), table)
         if ours is None or ours in names:
+            reason = architecture_named(tensors) or f"the tensor {name!r} does not exist in one"
             raise CheckpointError(
-                f"{file}: the tensor {name!r} does not exist in a plain pre-norm ViT, and the model needs it: "
-                f"choose a model of {library} without it"
+                f"{file} is not a ViT that Tureen supports: {reason}, and the model needs it: choose a model of "
+                f"{library} without it"
             )
         names[ours] = name
     return library, names

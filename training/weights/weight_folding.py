@@ -16,6 +16,14 @@ import torch
 from training.errors import CheckpointError
 from training.weights.weight_files import Weights
 
+# Tensors without which no conversion is possible, for messages.
+PARTS = {
+    "patch_embed.weight": "patch embedding",
+    "cls_token": "class token, in whose place the two tokens are (SigLIP, I-JEPA and the -gap- models have none)",
+    "positions": "learned position embeddings (RoPE-ViT and DINOv3 have none)",
+    "blocks.0.fc1.weight": "MLP in its first block",
+}
+
 
 def fold_weights(weights: Weights, file: Path) -> dict[str, Any]:
     """Converts the tokens, positions, LayerScale, and query, key and value weights to those of DualTokenViT.
@@ -23,22 +31,28 @@ def fold_weights(weights: Weights, file: Path) -> dict[str, Any]:
     Changes `weights` in place. Returns the fields of a ViTConfig that follow from the shapes. file: the path for error
     messages. Raises CheckpointError if the shapes are not those of a plain pre-norm ViT.
     """
+    for name, part in PARTS.items():
+        if name not in weights:
+            raise CheckpointError(f"{file} has no {part}: it is incomplete, or not a plain pre-norm ViT")
     for name, dimensions in {"patch_embed.weight": 4, "cls_token": 3, "positions": 3, "blocks.0.fc1.weight": 2}.items():
-        if name not in weights or weights[name].ndim != dimensions:
+        if weights[name].ndim != dimensions:
             raise CheckpointError(f"{file} has no {name} of {dimensions} dimensions: it is not a plain pre-norm ViT")
     width, _, patch_size, _ = weights["patch_embed.weight"].shape
-    token, positions = weights.pop("cls_token"), weights.pop("positions")
-    length = positions.shape[1]
-    has_class_position = math.isqrt(length) ** 2 != length  # false for DeiT-III and FlexiViT
-    side = math.isqrt(length - has_class_position)
-    if side**2 != length - has_class_position or token.shape != (1, 1, width) or positions.shape != (1, length, width):
+    token, positions, registers = weights.pop("cls_token"), weights.pop("positions"), weights.pop("registers", None)
+    length, count = positions.shape[1], 0 if registers is None else registers.shape[1]
+    # Tokens before the patches that have a position: none (DeiT-III, FlexiViT), the class token, or all of them.
+    positioned = next((n for n in (0, 1, 1 + count) if math.isqrt(max(length - n, 0)) ** 2 == length - n), None)
+    if positioned is None or token.shape != (1, 1, width) or positions.shape != (1, length, width):
         raise CheckpointError(
             f"{file}: class token {tuple(token.shape)} and position embeddings {tuple(positions.shape)} are not those "
             f"of one token and a square of patches of width {width}"
         )
-    weights["clean_token"] = (token + positions[:, :1] if has_class_position else token).flatten()
+    side = math.isqrt(length - positioned)
+    weights["clean_token"] = (token + positions[:, :1] if positioned else token).flatten()
     weights["robust_token"] = weights["clean_token"]
-    weights["pos_embed"] = positions[:, int(has_class_position) :]
+    weights["pos_embed"] = positions[:, positioned:]
+    if registers is not None:
+        weights["registers"] = (registers + positions[:, 1:positioned] if positioned > 1 else registers).flatten(0, 1)
     depth = sum(re.fullmatch(r"blocks\.\d+\.norm1\.weight", name) is not None for name in weights)
     for i in range(depth):
         _fold_qkv(weights, f"blocks.{i}.", width)
@@ -49,6 +63,7 @@ def fold_weights(weights: Weights, file: Path) -> dict[str, Any]:
         "patch_size": patch_size,
         "width": width,
         "depth": depth,
+        "registers": count,
         "mlp_ratio": hidden / width,
     }
 

@@ -27,5 +27,5 @@ def test_without_files_the_settings_are_the_defaults_of_the_family(tmp_path, lib
 
 def test_a_setting_that_no_model_here_has_is_refused_with_the_values_that_are_supported(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit_mae"}))
-    with pytest.raises(CheckpointError, match="has model_type 'vit_mae': Tureen supports 'vit' and 'dinov2' only"):
+    with pytest.raises(CheckpointError, match="has model_type 'vit_mae': Tureen supports 'vit' and 'dinov2'"):
         library_settings("transformers", NAMES, tmp_path / "vit.safetensors", width=384)

@@ -31,6 +31,7 @@ def test_the_shape_of_the_model_follows_from_its_tensors():
         "patch_size": PATCH,
         "width": WIDTH,
         "depth": 1,
+        "registers": 0,
         "mlp_ratio": 1.5,
     }
 
@@ -58,6 +59,15 @@ def test_the_class_token_has_a_position_unless_the_positions_are_a_square(positi
     fold_weights(given, FILE)
     assert torch.equal(given["clean_token"], token + first if has_class_position else token)
     assert given["pos_embed"].shape == (1, 9, WIDTH)
+
+
+@pytest.mark.parametrize(("positions", "positioned"), [(9, 0), (10, 1), (14, 5)])
+def test_registers_keep_their_positions_if_they_have_any(positions, positioned):
+    given = weights(positions, registers=torch.randn(1, 4, WIDTH))
+    registers, first = given["registers"][0], given["positions"][0, 1:5]
+    shape = fold_weights(given, FILE)
+    assert (shape["registers"], shape["image_size"]) == (4, 12)
+    assert torch.equal(given["registers"], registers + first if positioned == 5 else registers)
 
 
 def test_positions_of_no_square_are_refused():
