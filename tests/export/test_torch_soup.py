@@ -19,7 +19,9 @@ from tureen.bundle.bundle import MANIFEST, load_bundle
 from tureen.bundle.examples import EXAMPLES
 
 
-@pytest.mark.parametrize("option", [{"registers": 4}], ids=str)
+@pytest.mark.parametrize(
+    "option", [{"registers": 4, "pre_norm": True, "mlp": "swiglu"}, {"qk_norm": True, "mlp": "quick_gelu"}], ids=str
+)
 def test_the_model_of_a_graph_with_an_option_of_third_party_models_has_the_weights_of_the_original(option):
     torch.manual_seed(0)
     config = ViTConfig(image_size=16, patch_size=4, width=48, depth=2, heads=3, classes=5, **option)

@@ -35,6 +35,14 @@ class ViTConfig(BaseModel):
     registers: int = Field(
         default=0, ge=0, description="learned tokens after the class token, without position (Darcet et al., ICLR 2024)"
     )
+    pre_norm: bool = Field(default=False, description="a LayerNorm before the first block (CLIP)")
+    mlp: Literal["gelu", "quick_gelu", "swiglu"] = Field(
+        default="gelu",
+        description="activation of the MLP: GELU, its approximation in CLIP, or a SiLU gate (DINOv2 ViT-g)",
+    )
+    qk_norm: bool = Field(
+        default=False, description="a LayerNorm, shared by both modes, on the queries and keys of a head"
+    )
     norm_eps: float = Field(default=1e-6, gt=0, description="ε of every LayerNorm")
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of each channel; subtracted from pixels in [0, 1]
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of each channel; divides the difference

@@ -6,6 +6,7 @@ nothing about attacks, data or training.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -57,6 +58,20 @@ class SharedLayerNorm(nn.LayerNorm):
         return super().forward(x)
 
 
+def quick_gelu(x: Tensor) -> Tensor:
+    """Returns the approximation of GELU in CLIP, of the shape of x."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """Returns the second half of the channels of x (…, 2C), multiplied by the SiLU of the first half: (…, C)."""
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu, "swiglu": swiglu}
+
+
 class TransformerBlock(nn.Module):
     """A pre-norm transformer block (Dosovitskiy et al., ICLR 2021).
 
@@ -66,22 +81,23 @@ class TransformerBlock(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         hidden = round(config.width * config.mlp_ratio)
-        self.heads = config.heads
+        self.heads, self.activation = config.heads, ACTIVATIONS[config.mlp]
         self.norm1 = _norm(config)
         self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.q_norm, self.k_norm = _head_norm(config), _head_norm(config)
         self.proj = nn.Linear(config.width, config.width)
         self.norm2 = _norm(config)
-        self.fc1 = nn.Linear(config.width, hidden)
+        self.fc1 = nn.Linear(config.width, 2 * hidden if config.mlp == "swiglu" else hidden)
         self.fc2 = nn.Linear(hidden, config.width)
 
     def forward(self, x: Tensor, betas: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x, betas))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x, betas))))
+        return x + self.fc2(self.activation(self.fc1(self.norm2(x, betas))))
 
     def attention(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)  # (B, heads, 1 + R + N, D / heads)
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
         return self.proj(out.transpose(1, 2).flatten(2))  # (B, 1 + R + N, D)
 
 
@@ -110,6 +126,10 @@ def _norm(config: ViTConfig) -> nn.Module:
     if config.adapter in ("norm", "both"):
         return DualLayerNorm(config.width, config.norm_eps)
     return SharedLayerNorm(config.width, eps=config.norm_eps)
+
+
+def _head_norm(config: ViTConfig) -> nn.Module:
+    return nn.LayerNorm(config.width // config.heads, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
 
 class DualTokenViT(nn.Module):
@@ -141,6 +161,7 @@ class DualTokenViT(nn.Module):
         has_two_tokens = config.adapter in ("token", "both")
         self.robust_token = nn.Parameter(torch.zeros(config.width)) if has_two_tokens else None
         self.registers = nn.Parameter(torch.zeros(config.registers, config.width)) if config.registers else None
+        self.norm_pre = _norm(config) if config.pre_norm else None
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.depth))
         self.norm = _norm(config)
         self.head = nn.Linear(config.width, config.classes)
@@ -182,6 +203,8 @@ class DualTokenViT(nn.Module):
                 1, self.registers.to(x.dtype).expand(x.shape[0], -1, -1)
             )  # len(x) would fix the exported batch
         x = torch.cat(parts, dim=1)  # (B, 1 + R + N, D)
+        if self.norm_pre is not None:
+            x = self.norm_pre(x, betas)
         for block in self.blocks:
             x = block(x, betas)
         if self.config.norm_after_pool:

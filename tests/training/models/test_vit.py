@@ -48,6 +48,17 @@ def test_registers_take_part_in_attention_and_not_in_the_mean(pool):
     assert torch.equal(model(images, betas), unmixed)
 
 
+@pytest.mark.parametrize(
+    "option", [{"pre_norm": True}, {"mlp": "quick_gelu"}, {"mlp": "swiglu"}, {"qk_norm": True}], ids=str
+)
+def test_a_model_with_an_option_of_another_architecture_trains_in_bfloat16(option):
+    model = DualTokenViT(TINY.model_copy(update=option))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(torch.rand(2, 3, 8, 8), torch.tensor([0.0, 1.0])).square().sum()
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_a_model_without_registers_has_no_tensor_for_them():
     assert "registers" not in DualTokenViT(TINY).state_dict()
 
