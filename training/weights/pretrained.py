@@ -23,10 +23,10 @@ from training.errors import CheckpointError
 from training.models.shapes import ViTConfig
 from training.models.vit import DualTokenViT
 from training.weights.library_settings import library_settings
-from training.weights.tensor_names import UNUSED, our_names
+from training.weights.tensor_names import our_names
 from training.weights.weight_files import Weights, read_tensors
 from training.weights.weight_folding import fold_weights
-from training.weights.weight_sources import locate_weights
+from training.weights.weight_sources import locate_weights, named_architecture
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,12 @@ def _read_third_party(path: Path | str) -> _SourceModel:
     file = locate_weights(path)
     tensors = read_tensors(file)
     library, names = our_names(tensors, file)
-    weights = {ours: tensors[name].to(torch.float32) for ours, name in names.items() if not ours.startswith(UNUSED)}
+    weights = {ours: tensors[name].to(torch.float32) for ours, name in names.items()}
     shape = fold_weights(weights, file)
-    stated, assumed = library_settings(library, names, file, width=shape["width"])
-    return _SourceModel(library, shape | stated, weights, names, assumed)
+    stated, assumed = library_settings(
+        library, names, file, width=shape["width"], architecture=named_architecture(path)
+    )
+    return _SourceModel(library, stated | shape, weights, names, assumed)
 
 
 def _kept_classes(weights: Weights, width: int) -> int | None:

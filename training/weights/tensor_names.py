@@ -11,7 +11,7 @@ from pathlib import Path
 
 from training.errors import CheckpointError
 
-UNUSED = "unused"  # prefix of the names of tensors that DualTokenViT does not need
+UNUSED = "unused"  # stands for tensors that DualTokenViT does not need
 
 # Names of tensors in the library and in DualTokenViT. `*` is the number of the block; a name without .weight or .bias
 # covers both. A checkpoint may hold no other tensor. `cls_token` and `positions` become the two tokens and pos_embed;
@@ -22,13 +22,18 @@ TIMM = {
     "reg_token": "registers",
     "register_tokens": "registers",  # in the files of DINOv2
     "patch_embed.proj": "patch_embed",
+    "norm_pre": "norm_pre",
     "blocks.*.norm1": "blocks.*.norm1",
     "blocks.*.attn.qkv": "blocks.*.qkv",
+    "blocks.*.attn.q_norm": "blocks.*.q_norm",
+    "blocks.*.attn.k_norm": "blocks.*.k_norm",
     "blocks.*.attn.proj": "blocks.*.proj",
     "blocks.*.ls1.gamma": "blocks.*.scale1",
     "blocks.*.norm2": "blocks.*.norm2",
     "blocks.*.mlp.fc1": "blocks.*.fc1",
     "blocks.*.mlp.fc2": "blocks.*.fc2",
+    "blocks.*.mlp.w12": "blocks.*.fc1",  # in the files of DINOv2
+    "blocks.*.mlp.w3": "blocks.*.fc2",
     "blocks.*.ls2.gamma": "blocks.*.scale2",
     "mask_token": UNUSED,  # in the files of DINOv2; only its training uses it
     "norm": "norm",
@@ -57,6 +62,8 @@ TRANSFORMERS = {
     "encoder.layer.*.norm2": "blocks.*.norm2",
     "encoder.layer.*.mlp.fc1": "blocks.*.fc1",
     "encoder.layer.*.mlp.fc2": "blocks.*.fc2",
+    "encoder.layer.*.mlp.weights_in": "blocks.*.fc1",
+    "encoder.layer.*.mlp.weights_out": "blocks.*.fc2",
     "encoder.layer.*.layer_scale2.lambda1": "blocks.*.scale2",
     "encoder.layer.*.attention.q_proj": "blocks.*.q",  # in memory, from version 5 of transformers
     "encoder.layer.*.attention.k_proj": "blocks.*.k",
@@ -75,6 +82,28 @@ TRANSFORMERS = {
     "pooler.dense": UNUSED,  # part of ViTModel; the classifier does not use it
     "classifier": "head",
 }
+CLIP = {  # the image tower of CLIPModel, CLIPVisionModel and others of transformers
+    "embeddings.class_embedding": "cls_token",
+    "embeddings.position_embedding.weight": "positions",
+    "embeddings.position_ids": UNUSED,
+    "embeddings.patch_embedding": "patch_embed",
+    "pre_layrnorm": "norm_pre",
+    "encoder.layers.*.layer_norm1": "blocks.*.norm1",
+    "encoder.layers.*.self_attn.q_proj": "blocks.*.q",
+    "encoder.layers.*.self_attn.k_proj": "blocks.*.k",
+    "encoder.layers.*.self_attn.v_proj": "blocks.*.v",
+    "encoder.layers.*.self_attn.out_proj": "blocks.*.proj",
+    "encoder.layers.*.layer_norm2": "blocks.*.norm2",
+    "encoder.layers.*.mlp.fc1": "blocks.*.fc1",
+    "encoder.layers.*.mlp.fc2": "blocks.*.fc2",
+    "post_layernorm": "norm",
+    # these do not follow the class token, the last LayerNorm and a linear layer alone
+    "visual_projection": UNUSED,
+    "classifier": UNUSED,
+}
+TEXT_TOWER = re.compile(
+    r"(text_model\.|text_projection\.|logit_scale$)"
+)  # of CLIPModel; the image tower does not use it
 TORCHVISION = {
     "class_token": "cls_token",
     "encoder.pos_embedding": "positions",
@@ -95,6 +124,7 @@ TORCHVISION = {
 LIBRARIES = {  # by the prefix of the names of the patch embedding
     "patch_embed.": ("timm", TIMM),
     "embeddings.patch_embeddings.": ("transformers", TRANSFORMERS),
+    "embeddings.patch_embedding.": ("transformers", CLIP),
     "conv_proj.": ("torchvision", TORCHVISION),
 }
 
@@ -141,6 +171,8 @@ def architecture_named(tensors: Iterable[str]) -> str | None:
 def our_names(tensors: Iterable[str], file: Path) -> tuple[str, dict[str, str]]:
     """Returns the library that uses these names, and a map from names in DualTokenViT to names in the file.
 
+    Leaves out tensors that the features do not need.
+
     tensors: the names of the tensors in the file. file: the path for error messages. Raises CheckpointError if none of
     the three libraries uses these names, or if a tensor does not exist in a plain ViT.
     """
@@ -157,7 +189,11 @@ def our_names(tensors: Iterable[str], file: Path) -> tuple[str, dict[str, str]]:
     library, table = LIBRARIES[marker]
     names: dict[str, str] = {}
     for name in sorted(tensors):
+        if table is CLIP and TEXT_TOWER.match(name):
+            continue
         ours = _our_name(name.removeprefix(prefix), table)
+        if ours is not None and ours.startswith(UNUSED):
+            continue
         if ours is None or ours in names:
             reason = architecture_named(tensors) or f"the tensor {name!r} does not exist in one"
             raise CheckpointError(

@@ -22,6 +22,7 @@ PARTS = {
     "cls_token": "class token, in whose place the two tokens are (SigLIP, I-JEPA and the -gap- models have none)",
     "positions": "learned position embeddings (RoPE-ViT and DINOv3 have none)",
     "blocks.0.fc1.weight": "MLP in its first block",
+    "blocks.0.fc2.weight": "MLP in its first block",
 }
 
 
@@ -34,6 +35,8 @@ def fold_weights(weights: Weights, file: Path) -> dict[str, Any]:
     for name, part in PARTS.items():
         if name not in weights:
             raise CheckpointError(f"{file} has no {part}: it is incomplete, or not a plain pre-norm ViT")
+    if weights["cls_token"].ndim == 1 and weights["positions"].ndim == 2:  # CLIP of transformers
+        weights["cls_token"], weights["positions"] = weights["cls_token"][None, None], weights["positions"][None]
     for name, dimensions in {"patch_embed.weight": 4, "cls_token": 3, "positions": 3, "blocks.0.fc1.weight": 2}.items():
         if weights[name].ndim != dimensions:
             raise CheckpointError(f"{file} has no {name} of {dimensions} dimensions: it is not a plain pre-norm ViT")
@@ -57,14 +60,21 @@ def fold_weights(weights: Weights, file: Path) -> dict[str, Any]:
     for i in range(depth):
         _fold_qkv(weights, f"blocks.{i}.", width)
         _fold_layer_scale(weights, f"blocks.{i}.", file)
+    pre_norm = "norm_pre.weight" in weights
+    if pre_norm:  # the patch embedding of CLIP has no bias
+        weights.setdefault("patch_embed.bias", torch.zeros(width))
     hidden = len(weights["blocks.0.fc1.weight"])
+    is_gated = weights["blocks.0.fc2.weight"].shape == (width, hidden / 2)
     return {
         "image_size": side * patch_size,
         "patch_size": patch_size,
         "width": width,
         "depth": depth,
         "registers": count,
-        "mlp_ratio": hidden / width,
+        "mlp_ratio": hidden / width / (1 + is_gated),
+        "pre_norm": pre_norm,
+        "qk_norm": "blocks.0.q_norm.weight" in weights,
+        **({"mlp": "swiglu"} if is_gated else {}),
     }
 
 

@@ -35,6 +35,12 @@ def is_remote(location: Path | str) -> bool:
     return str(location).startswith((HUB, TIMM)) and not os.path.exists(location)
 
 
+def named_architecture(location: Path | str) -> str | None:
+    """Returns the architecture in timm that `location` names; None: it names none. Several may share a repository."""
+    text = str(location)
+    return text.removeprefix(TIMM).partition(".")[0] if is_remote(text) and text.startswith(TIMM) else None
+
+
 def locate_weights(location: Path | str) -> Path:
     """Returns the file of weights at `location`. Downloads it if it is not yet in the cache of huggingface_hub.
 

@@ -17,7 +17,17 @@ from training.errors import CheckpointError
 from training.models.shapes import ViTConfig
 from training.models.vit import DualTokenViT
 from training.recipes import DIGITS
-from training.weights.library_settings import DINOV2_EPS, HALF, HEADS, IMAGENET_MEAN, IMAGENET_STD, TRANSFORMERS_EPS
+from training.weights.library_settings import (
+    CLIP,
+    CLIP_MEAN,
+    CLIP_STD,
+    HALF,
+    HEADS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LAYER_SCALE,
+    VIT,
+)
 from training.weights.pretrained import load_pretrained, resample_positions
 from tureen.preprocess import PreprocessSpec
 
@@ -221,6 +231,7 @@ def plain_vit(weights, heads):
         {"global_pool": "avg", "fc_norm": False},
         {"fc_norm": True},
         {"no_embed_class": True},
+        {"qk_norm": True},
         {"reg_tokens": 4, "no_embed_class": True},
         {"reg_tokens": 4, "init_values": 0.1},
         {"reg_tokens": 1, "global_pool": "avg"},
@@ -331,6 +342,53 @@ def test_the_classifier_of_dinov2_that_reads_two_tokens_is_replaced(transformers
     )
 
 
+def test_the_gated_mlp_of_dinov2_is_kept_from_each_library(timm, transformers, tmp_path):
+    shape = {"depth": 1, "img_size": 28, "num_classes": 7, "embed_dim": 192, "num_heads": 3}
+    original = randomised(timm.create_model("vit_giant_patch14_dinov2", **shape))
+    for names in ([], [("mlp.fc1", "mlp.w12"), ("mlp.fc2", "mlp.w3")]):  # the second: the file of the authors
+        path = saved(tmp_path, renamed(original.state_dict(), names))
+        assert_same_logits(load_pretrained(path), original, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    original = randomised(
+        transformers.Dinov2Model(transformers.Dinov2Config(**TRANSFORMERS_SHAPE, use_swiglu_ffn=True))
+    )
+    original.save_pretrained(tmp_path)
+    pretrained = load_pretrained(tmp_path, classes=7)
+    head = randomised(pretrained.model.head)
+    assert_same_logits(
+        pretrained, lambda images: head(original(images).pooler_output), mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
+
+
+@pytest.mark.parametrize("size", [32, 48])
+@pytest.mark.parametrize("architecture", ["vit_base_patch32_clip_224", "vit_base_patch32_clip_quickgelu_224"])
+def test_the_image_tower_of_clip_of_timm_keeps_its_logits(timm, tmp_path, architecture, size):
+    original = randomised(timm.create_model(architecture, **TIMM_SHAPE))
+    timm.models.save_for_hf(original, tmp_path, safe_serialization=True)
+    original.set_input_size(img_size=size)
+    pretrained = load_pretrained(tmp_path, image_size=size)
+    assert pretrained.model.config.norm_eps == 1e-5
+    assert_same_logits(pretrained, original, mean=CLIP_MEAN, std=CLIP_STD)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+@pytest.mark.parametrize(
+    "kind", ["CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel", "CLIPForImageClassification"]
+)
+def test_the_image_tower_of_clip_of_transformers_keeps_its_features(transformers, tmp_path, kind, activation):
+    tower = TRANSFORMERS_SHAPE | {"hidden_act": activation}
+    if kind.startswith("CLIPVision"):
+        original = getattr(transformers, kind)(transformers.CLIPVisionConfig(**tower))
+    else:
+        text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 40}
+        original = getattr(transformers, kind)(transformers.CLIPConfig(vision_config=tower, text_config=text))
+    randomised(original).save_pretrained(tmp_path)
+    transformers.CLIPImageProcessor(image_mean=MEAN, image_std=STD).save_pretrained(tmp_path)
+    pretrained = load_pretrained(tmp_path, classes=7)
+    assert (pretrained.has_new_head, pretrained.assumed) == (True, ())
+    head, features = randomised(pretrained.model.head), getattr(original, "vision_model", original)
+    assert_same_logits(pretrained, lambda images: head(features(images).pooler_output), mean=MEAN, std=STD)
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_a_model_of_torchvision_keeps_its_logits(torchvision, tmp_path, suffix):
     original = randomised(torchvision.models.VisionTransformer(32, 8, 2, 3, 192, 100, num_classes=7))
@@ -360,8 +418,6 @@ def test_another_image_size_makes_the_same_model_as_in_timm(timm, tmp_path, size
     ("architecture", "arguments", "part", "tensor"),
     [
         ("deit_tiny_distilled_patch16_224", {}, "distillation token", "dist_token"),
-        ("vit_base_patch16_224", {"qk_norm": True}, "not exist", "attn.k_norm"),
-        ("vit_base_patch16_224", {"pre_norm": True}, "not exist", "norm_pre"),
         ("vit_base_patch16_siglip_224", {}, "pooling by attention", "attn_pool"),
         ("vit_base_patch16_siglip_gap_224", {}, "class token", ""),
         ("vit_base_patch16_224", {"norm_layer": "rmsnorm", "embed_dim": 192}, "RMSNorm", "blocks.0.norm1.bias"),
@@ -439,8 +495,12 @@ def test_assumed_values_are_the_defaults_of_the_library(timm, transformers, torc
         assert model.blocks[0].attn.num_heads == HEADS.get(model.embed_dim, model.embed_dim // 64)
         assert model.norm.eps == 1e-6
         assert model.default_cfg["mean"] == model.default_cfg["std"] == HALF
-    assert transformers.ViTConfig().layer_norm_eps == TRANSFORMERS_EPS
-    assert transformers.Dinov2Config().layer_norm_eps == DINOV2_EPS
+    assert transformers.ViTConfig().layer_norm_eps == VIT.transformers_eps
+    assert transformers.Dinov2Config().layer_norm_eps == LAYER_SCALE.transformers_eps
+    assert transformers.CLIPVisionConfig().layer_norm_eps == CLIP.transformers_eps
+    assert transformers.CLIPVisionConfig().hidden_act == "quick_gelu"
+    clip = transformers.CLIPImageProcessor()
+    assert (tuple(clip.image_mean), tuple(clip.image_std)) == (CLIP_MEAN, CLIP_STD)
     processor = transformers.ViTImageProcessor()
     assert tuple(processor.image_mean) == tuple(processor.image_std) == HALF
     view = torchvision.models.ViT_B_16_Weights.DEFAULT.transforms()
@@ -651,9 +711,8 @@ def test_a_tureen_checkpoint_passes_through_and_takes_other_sizes_too(tmp_path):
     "name",
     [
         "dist_token",
-        "norm_pre.weight",
         "head_dist.weight",
-        "blocks.0.attn.q_norm.weight",
+        "blocks.0.attn.norm.weight",
         "blocks.1.attn.relative_position_bias_table",
         "blocks.0.attn.qkv.weight_scale",
         "patch_embed.backbone.stem.conv.weight",
@@ -721,7 +780,7 @@ def test_a_tensor_of_another_shape_is_refused(tmp_path, name, shape):
         (transformers_weights, {"model_type": "vit_mae"}, "vit_mae"),
         (timm_weights, {"global_pool": "max"}, "max"),
         (timm_weights, {"model_args": {"global_pool": "avgmax"}}, "avgmax"),
-        (timm_weights, {"model_args": {"act_layer": "quick_gelu"}}, "quick_gelu"),
+        (timm_weights, {"model_args": {"act_layer": "relu"}}, "relu"),
         (timm_weights, {"model_args": {"norm_layer": "rmsnorm"}}, "rmsnorm"),
         (timm_weights, {"model_args": {"block_fn": "ResPostBlock"}}, "ResPostBlock"),
         (timm_weights, {"model_args": {"pool_include_prefix": True}}, "pool_include_prefix"),

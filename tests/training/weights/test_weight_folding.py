@@ -33,6 +33,8 @@ def test_the_shape_of_the_model_follows_from_its_tensors():
         "depth": 1,
         "registers": 0,
         "mlp_ratio": 1.5,
+        "pre_norm": False,
+        "qk_norm": False,
     }
 
 
@@ -50,6 +52,19 @@ def test_a_layer_without_its_scale_is_left_as_it_is():
     before = given["blocks.0.fc2.weight"]
     fold_weights(given, FILE)
     assert given["blocks.0.fc2.weight"] is before
+
+
+def test_a_first_layer_of_twice_the_width_is_that_of_a_gated_mlp():
+    shape = fold_weights(weights(**{"blocks.0.fc1.weight": torch.randn(2 * HIDDEN, WIDTH)}), FILE)
+    assert (shape["mlp"], shape["mlp_ratio"]) == ("swiglu", 1.5)
+
+
+def test_clip_has_flat_tensors_and_no_bias_in_its_patch_embedding():
+    token, positions = torch.randn(WIDTH), torch.randn(10, WIDTH)
+    given = weights(cls_token=token, **{"norm_pre.weight": torch.ones(WIDTH)}) | {"positions": positions}
+    assert fold_weights(given, FILE)["pre_norm"]
+    assert torch.equal(given["clean_token"], token + positions[0])
+    assert not given["patch_embed.bias"].any()
 
 
 @pytest.mark.parametrize(("positions", "has_class_position"), [(9, False), (10, True)])
