@@ -214,11 +214,7 @@ def _read_file(files: Files, path: PurePath, max_bytes: int) -> bytes:
 
     Raises ImageTooLargeError if it has more than `max_bytes`, and UnreadableError if it cannot be read.
     """
-    with files.open(path) as file:
-        try:
-            data = file.read(max_bytes + 1)
-        except Exception as error:  # each store raises its own exceptions
-            raise UnreadableError(getattr(error, "strerror", None) or "it cannot be read") from error
+    data = files.read(path, max_bytes)
     if len(data) > max_bytes:
         raise ImageTooLargeError("bytes", max_bytes)
     return data

@@ -20,6 +20,7 @@ from serve.errors import InputError, OutputError, OutsideRootsError, UnreadableE
 
 JOB_FOLDER = "_job"  # the folder in an output directory that holds the files of the job itself
 MAX_DEPTH = 64  # folders between a root and an output; a running job holds a descriptor for each
+_CHUNK = 1 << 16  # bytes of one further read of a file that grows
 _OPEN = os.O_RDONLY | os.O_CLOEXEC
 _OPEN_FOLDER = _OPEN | os.O_DIRECTORY
 _DESCRIPTORS = Path("/proc/self/fd")
@@ -62,10 +63,36 @@ class Files:
     def open(self, path: PurePath) -> BinaryIO:
         """Opens a regular file for reading. Raises UnreadableError if it is missing, unreadable or not regular."""
         try:
-            # O_NONBLOCK opens a FIFO without a wait for its writer; _open_regular then refuses the FIFO.
-            return _open_regular(os.open(path, _OPEN | os.O_NONBLOCK), may_have_links=True)
+            return open(self._open_descriptor(path)[0], "rb")
         except (OSError, ValueError) as error:
             raise _unreadable_error(error) from error
+
+    def read(self, path: PurePath, max_bytes: int) -> bytes:
+        """Returns the bytes of a regular file. Of a file with more than `max_bytes`, returns only the first of them.
+
+        Then the result has more than `max_bytes` bytes. Raises UnreadableError if the file is missing, unreadable or
+        not regular.
+        """
+        try:
+            descriptor, size = self._open_descriptor(path)
+            try:
+                # Not open(…).read(max_bytes): it allocates and frees max_bytes, which takes longer than a small file.
+                data = os.read(descriptor, min(size, max_bytes) + 1)
+                while len(data) <= max_bytes and (more := os.read(descriptor, min(_CHUNK, max_bytes + 1 - len(data)))):
+                    data += more
+                return data
+            finally:
+                os.close(descriptor)
+        except (OSError, ValueError) as error:
+            raise _unreadable_error(error) from error
+
+    def _open_descriptor(self, path: PurePath) -> tuple[int, int]:
+        """Opens a regular file for reading. Returns the descriptor, and the size of the file in bytes.
+
+        Raises UnreadableError, OutsideRootsError, OSError or ValueError if it cannot be opened.
+        """
+        # O_NONBLOCK opens a FIFO without a wait for its writer; _check_regular then refuses the FIFO.
+        return _check_regular(os.open(path, _OPEN | os.O_NONBLOCK), may_have_links=True)
 
     def list_folder(self, folder: Path) -> FolderListing:
         """Returns the entries of a folder. Raises InputError if it cannot be listed."""
@@ -103,13 +130,10 @@ class RootedFiles(Files):
         """inputs, outputs: absolute root directories. A root may itself be a link."""
         self._inputs, self._outputs = tuple(inputs), tuple(outputs)
 
-    def open(self, path: PurePath) -> BinaryIO:
-        try:
-            with _open_parent(path, self._inputs) as (parent, name):
-                descriptor = os.open(name, _OPEN | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=parent)
-                return _open_regular(descriptor, may_have_links=False)
-        except (OSError, ValueError) as error:
-            raise _unreadable_error(error) from error
+    def _open_descriptor(self, path: PurePath) -> tuple[int, int]:
+        with _open_parent(path, self._inputs) as (parent, name):
+            descriptor = os.open(name, _OPEN | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=parent)
+            return _check_regular(descriptor, may_have_links=False)
 
     def list_folder(self, folder: Path) -> FolderListing:
         try:
@@ -195,6 +219,13 @@ class RemoteFiles(Files):
             return file
         except Exception as error:  # each store raises its own exceptions
             raise UnreadableError("its store cannot open it") from error
+
+    def read(self, path: PurePath, max_bytes: int) -> bytes:
+        with self.open(path) as file:
+            try:
+                return file.read(max_bytes + 1)
+            except Exception as error:  # as in `open`
+                raise UnreadableError(getattr(error, "strerror", None) or "it cannot be read") from error
 
 
 def open_regular_file(path: Path) -> BinaryIO:
@@ -292,8 +323,8 @@ def _remove_empty(parent: int, name: str) -> None:
         os.rmdir(name, dir_fd=parent)
 
 
-def _open_regular(descriptor: int, *, may_have_links: bool) -> BinaryIO:
-    """Returns the regular file of a descriptor, open for reading.
+def _check_regular(descriptor: int, *, may_have_links: bool) -> tuple[int, int]:
+    """Returns the descriptor of a regular file, and the size of the file in bytes.
 
     Raises UnreadableError and closes the descriptor if it is not a regular file, or if the file has several hard links
     and `may_have_links` is False.
@@ -301,7 +332,7 @@ def _open_regular(descriptor: int, *, may_have_links: bool) -> BinaryIO:
     status = os.fstat(descriptor)
     is_regular = stat.S_ISREG(status.st_mode)
     if is_regular and (may_have_links or status.st_nlink == 1):
-        return open(descriptor, "rb")
+        return descriptor, status.st_size
     os.close(descriptor)
     raise UnreadableError("it has a second name, a hard link" if is_regular else "it is not a regular file")
 

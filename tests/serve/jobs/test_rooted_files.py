@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from serve.errors import InputError, JobError, OutsideRootsError
+from serve.errors import InputError, JobError, OutsideRootsError, UnreadableError
 from serve.jobs.input_sources import open_source
-from serve.jobs.rooted_files import RootedFiles
+from serve.jobs.rooted_files import Files, RootedFiles
 from tests.serve.jobs.conftest import INSIDE, SECRET, picture
 from tests.serve.jobs.tables import rows_of
 from tureen.errors import ImageError
@@ -342,3 +342,16 @@ def test_links_below_a_root_are_rows_with_an_error(world, files):
                 said[image.id] = str(error)
     link = "it is a link that is not followed, or one that leads to itself"
     assert said == {"a.png": picture(INSIDE), "file.png": link, "folder": link}
+
+
+@pytest.mark.parametrize("is_rooted", [False, True])
+def test_a_file_is_read_up_to_one_byte_above_the_limit(world, files, is_rooted):
+    path, content = world / "in/file", bytes(range(256)) * 1000
+    path.write_bytes(content)
+    reader = files if is_rooted else Files()
+    for max_bytes in (len(content) + 1, len(content)):
+        assert reader.read(path, max_bytes) == content
+    assert reader.read(path, len(content) - 1) == content
+    assert reader.read(path, 100) == content[:101]
+    with pytest.raises(UnreadableError, match="not a regular file"):
+        reader.read(world / "in/photos", 100)
