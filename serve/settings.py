@@ -144,16 +144,23 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         description="days after which the record of an ended job is deleted; its output stays",
     )
+    job_shares_engine: bool = Field(
+        default=False,
+        description="run jobs on the engine of the server, as on a GPU; saves the memory of a second engine, but a job "
+        "takes less of the time that requests leave",
+    )
     job_run_ms: float = Field(
         default=5,
         gt=0,
         allow_inf_nan=False,
-        description="target duration of an engine run for a job while requests arrive; a run has at least one image",
+        description="target duration of an engine run for a job that shares the engine while requests arrive; a run "
+        "has at least one image",
     )
     job_decode_processes: int = Field(
         default_factory=lambda: max(1, min(4, available_cpus() // 2)),
         ge=1,
-        description="processes that decode images of jobs, at the lowest priority; default: half the CPUs, at most 4",
+        description="processes that decode images of a job that shares the engine, at the lowest priority; default: "
+        "half the CPUs, at most 4",
     )
     engine: Literal["auto"] | EngineName = Field(
         default="auto", description="runtime of the backbone; auto: the fastest on this machine"

@@ -105,7 +105,7 @@ class Batcher(Generic[Row, Output]):
         self._on_waiting = on_waiting
         self._on_failed = on_failed
         self._background_run_s, self._is_idle = background_run_s, is_idle
-        self._background_rows = {False: 1, True: 1}  # rows of a run of the target duration, by _is_quiet
+        self._background_rows = {False: 1, True: 1}  # rows of a run of the target duration, by is_quiet
         self._last_online_s = -math.inf  # last arrival or completion of an online row
         self._active_runs: Counter[Priority] = Counter()
         self._queue: list[_QueuedRow[Row, Output]] = []
@@ -175,11 +175,13 @@ class Batcher(Generic[Row, Output]):
 
     def _max_background_rows(self) -> int:
         """Returns the largest number of background rows in a run that starts now; 0 if none may start."""
-        if self._is_quiet():
+        if self.is_quiet:
             return self._background_rows[True]
         return self._background_rows[False] if self._is_idle() and not self._active_runs.total() else 0
 
-    def _is_quiet(self) -> bool:
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no online row has arrived or completed in the last QUIET_S seconds. Any thread may read it."""
         return time.monotonic() - self._last_online_s > QUIET_S
 
     def _next_batch(

@@ -118,7 +118,7 @@ def main() -> None:
     """Runs the child process: decodes images from standard input until the server ends."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # terminals and service managers send these to the whole process group
-    _prefer_for_oom_kill()
+    prefer_for_oom_kill()
     return_large_blocks()
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     try:
@@ -138,7 +138,7 @@ def main() -> None:
         pass
 
 
-def _prefer_for_oom_kill() -> None:
+def prefer_for_oom_kill() -> None:
     """Makes Linux end this process, not the server, when memory runs out. Needs no capability."""
     try:
         with open("/proc/self/oom_score_adj", "w") as file:

@@ -228,6 +228,11 @@ class LoadedModel:
             refused |= self._add_tokens({name: token})
         return refused
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no row of a request has arrived or completed in the last seconds. Any thread may read it."""
+        return self._batcher.is_quiet
+
     def notify_idle(self) -> None:
         """Makes queued background rows start if they can. Must be called when the last request in progress ends."""
         self._batcher.notify_idle()

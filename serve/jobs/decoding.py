@@ -164,13 +164,19 @@ def _initialize_process(input_path: str, files: Files, options: DecodeOptions, p
     if sys.platform == "linux":
         with suppress(OSError):  # a sandbox may forbid it
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # the scheduler treats its processor as free
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+    end_with_parent(parent)
     try:
         _ProcessReader.reader = ImageReader(open_source(input_path, files), options)
     except JobError as error:  # an initializer that raises it would only log a traceback
         _ProcessReader.error = str(error)
+
+
+def end_with_parent(parent: int) -> None:
+    """Makes Linux end this process when the thread that started it ends. parent: id of the process of that thread."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def _error_result(sha256: str | None, error: ImageError) -> DecodeResult:

@@ -1,7 +1,8 @@
 """Runs the batch jobs in the store, one at a time, on the engine of the server. Knows no HTTP.
 
-Requests have priority. Processes of the lowest priority read and decode the images of a job, so they take neither the
-interpreter lock nor a processor from requests. A run of the engine for a job waits while a request waits.
+Requests have priority. Where `can_use_idle_time` allows it, a job runs in a separate process of low priority. Elsewhere
+it runs on the engine of the server, and a run of the engine for the job waits while a request waits. Then processes of
+the lowest priority read and decode its images, so they take neither the interpreter lock nor a processor from requests.
 """
 
 from __future__ import annotations
@@ -11,12 +12,9 @@ import contextlib
 import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,80 +26,33 @@ from serve.errors import (
     InputError,
     JobInterruptedError,
     JobStateError,
-    OutputError,
     OutputTakenError,
 )
-from serve.inference.decode_process import DecodeOptions
 from serve.inference.loaded_model import LoadedModel
 from serve.inference.service import Service
 from serve.jobs.decoding import decode_in_processes
 from serve.jobs.input_sources import open_source
-from serve.jobs.job_output import (
-    JOB_ID_FILE,
-    Job,
-    JobSummary,
-    check_not_inside,
-    lock_output,
-    read_job_id,
-    read_job_spec,
-    start_or_resume,
+from serve.jobs.job_output import JobSummary, check_not_inside
+from serve.jobs.job_run import (
+    POLL_S,
+    JobProcessConfig,
+    JobProcessEndedError,
+    JobProgress,
+    can_use_idle_time,
+    run_in_process,
+    run_job,
 )
-from serve.jobs.job_spec import BATCH_ROWS, JobOptions, JobSpec, parse_stored_mix
+from serve.jobs.job_spec import BATCH_ROWS, parse_stored_mix
 from serve.jobs.job_store import JobRecord, JobRecords, JobRequest, State
-from serve.jobs.pipeline import Classify, Pipeline, at_mix
-from serve.jobs.rooted_files import OutputDirectory, RootedFiles
+from serve.jobs.rooted_files import RootedFiles
 from serve.telemetry.logs import FIELDS
-from tureen.atomic_file import write_atomically
 from tureen.errors import TureenError
-from tureen.soup import Soup
+from tureen.machine import cpu_quota
 
-POLL_S = 1.0  # between two queries of the store: for a queued job, and for a request to stop the running one
 RETRY_S = 5.0  # before the next attempt at a job whose output another process has locked
 FORGET_EVERY_S = 3600.0
 
 logger = logging.getLogger("tureen.jobs")
-
-
-class JobProgress:
-    """The progress of a running job, and a flag that stops the job.
-
-    The thread of the job writes the progress, and the event loop reads it. The event loop calls `stop`.
-    """
-
-    def __init__(self, max_images: int) -> None:
-        self.images: int | None = None
-        self.done = self.failed = 0
-        self.fingerprint: str | None = None
-        self._max_images = max_images
-        self._stop = threading.Event()
-
-    def stop(self) -> None:
-        """Makes the next call of `check`, `on_listed` or `on_images` raise JobInterruptedError."""
-        self._stop.set()
-
-    def on_listed(self, images: int) -> None:
-        """Checks the number of images that the listing of the input has so far.
-
-        Raises InputError if `images` exceeds the limit, and JobInterruptedError after `stop`.
-        """
-        if images > self._max_images:
-            raise InputError(f"the input has more than {self._max_images:,} images, the limit: --max-job-images")
-        self.check()
-
-    def on_images(self, done: int, failed: int) -> None:
-        """Adds to the numbers of finished and failed images. Raises JobInterruptedError after `stop`."""
-        self.done += done
-        self.failed += failed
-        self.check()
-
-    def check(self) -> None:
-        """Raises JobInterruptedError after `stop`."""
-        if self._stop.is_set():
-            raise JobInterruptedError
-
-    def apply_to(self, record: JobRecord) -> JobRecord:
-        """Returns the record with this progress."""
-        return replace(record, images=self.images, done=self.done, failed=self.failed, fingerprint=self.fingerprint)
 
 
 class JobRunner:
@@ -204,8 +155,8 @@ class JobRunner:
             return "failed", str(error)
         except OSError as error:
             return "failed", f"{error.strerror or error}: correct this, then resume the job"
-        except (BrokenExecutor, MemoryError):
-            return "failed", "a process that decodes its images died, perhaps of too little memory: resume the job"
+        except (BrokenExecutor, JobProcessEndedError, MemoryError):
+            return "failed", "a process of the job died, perhaps of too little memory: resume the job"
         except Exception:
             logger.exception("a job failed", extra={FIELDS: {"job": record.id}})
             return "failed", "an unexpected error occurred; the log of the server has its traceback"
@@ -213,15 +164,49 @@ class JobRunner:
 
     def _run_on_thread(self, record: JobRecord, model: LoadedModel, progress: JobProgress) -> JobSummary:
         """Runs a job to its end. Blocks, so a thread calls it."""
+        settings, soup, files = self._settings, model.soup, self._files
+        streams, batch_rows = settings.engine_options.streams, min(settings.max_batch, BATCH_ROWS)
+        if not settings.job_shares_engine and can_use_idle_time(
+            soup.engine.name, cpu_quota(), len(os.sched_getaffinity(0))
+        ):
+            mix = None if record.request.mix is None else parse_stored_mix(record.request.mix)
+            if mix is not None:
+                mix.check_names(soup.tokens)
+            config = JobProcessConfig(
+                record=record,
+                input_roots=settings.job_input_roots,
+                output_roots=settings.job_output_roots,
+                max_images=settings.max_job_images,
+                bundle=soup.bundle.path.absolute(),
+                version=soup.bundle.manifest.version,
+                engine=soup.engine.name,
+                precision=soup.engine.precision,
+                options=settings.engine_options,
+                limits=settings.limits,
+                is_calibrated=settings.calibration,
+                tokens={name: soup.tokens[name].tolist() for name, _ in (mix.weights if mix else ())},
+                batch_rows=batch_rows,
+                decode_threads=settings.threads,
+                log_level=settings.log_level,
+                parent=os.getpid(),
+            )
+            return run_in_process(
+                config,
+                progress,
+                has_requests=lambda: not model.is_quiet,
+                on_rows=self._service.metrics.job_rows.inc,
+            )
         return run_job(
             record,
-            self._files,
-            model.soup,
+            files,
+            soup,
             lambda pixels, betas: self._classify(model, pixels, betas, progress),
             progress,
-            batch_rows=min(self._settings.max_batch, BATCH_ROWS),
-            streams=self._settings.engine_options.streams,
-            decode_processes=self._settings.job_decode_processes,
+            batch_rows=batch_rows,
+            streams=streams,
+            open_pool=lambda source, options: decode_in_processes(
+                record.request.input, files, source, options, settings.job_decode_processes
+            ),
         )
 
     def _classify(
@@ -261,65 +246,6 @@ class JobRunner:
                 await self._is_closing.wait()
 
 
-def run_job(
-    record: JobRecord,
-    files: RootedFiles,
-    soup: Soup,
-    classify: Classify,
-    progress: JobProgress,
-    *,
-    batch_rows: int,
-    streams: int,
-    decode_processes: int,
-) -> JobSummary:
-    """Runs a job to its end on the calling thread, and returns the summary. classify: runs the engine of `soup`.
-
-    batch_rows: rows of one run of the engine. streams: simultaneous runs. decode_processes: processes that decode.
-    Raises JobInterruptedError after `progress.stop()`, another TureenError if the job cannot continue, or OSError if
-    the disk fails. The finished shards are kept in every case.
-    """
-    request, manifest = record.request, soup.bundle.manifest
-    betas = request.betas if request.beta is None else (request.beta,)
-    files.check_output(request.output)
-    check_not_inside(Path(request.output), request.input)
-    with (
-        closing(open_source(request.input, files)) as source,
-        files.open_output(Path(request.output)) as output,
-        lock_output(output),
-    ):
-        earlier = _claim_output(output, record)
-        options = JobOptions(
-            betas,
-            record.default_beta,
-            request.top_k,
-            request.format,
-            request.shard_rows,
-            batch_rows,
-            calibrated=soup.temperatures.is_calibrated if earlier is None else None,
-            mix=None if request.mix is None else parse_stored_mix(request.mix),
-            tokens=soup.tokens,
-        )
-        spec = start_or_resume(output, source, manifest, soup.engine, soup.limits, options, earlier, progress.on_listed)
-        progress.images, progress.fingerprint = spec.images, spec.fingerprint
-        decode_options = DecodeOptions(manifest.preprocess, soup.limits)
-        with decode_in_processes(request.input, files, source, decode_options, decode_processes) as pool:
-            pipeline = Pipeline(
-                at_mix(classify, spec.token_mix, options.tokens),
-                pool,
-                spec.betas,
-                temperatures=spec.temperatures,
-                batch_rows=spec.batch_rows,
-                streams=streams,
-            )
-            job = Job(output, spec, manifest.labels)
-            return job.run(
-                lambda tasks: job.make_shards(pipeline, tasks, progress.on_images),
-                retry_failed=record.retries_failed,
-                max_error_rate=request.max_error_rate,
-                on_images=progress.on_images,
-            )
-
-
 def check_paths(files: RootedFiles, request: JobRequest) -> None:
     """Checks the input and output paths of a request before the job is stored.
 
@@ -336,21 +262,6 @@ def check_paths(files: RootedFiles, request: JobRequest) -> None:
             import pyarrow  # noqa: F401 - the extra [batch] installs it
         except ModuleNotFoundError:
             raise InputError("this server has no pyarrow for Parquet: ask for the format jsonl or csv") from None
-
-
-def _claim_output(output: OutputDirectory, record: JobRecord) -> JobSpec | None:
-    """Returns the specification of an earlier run of this job; None if the output directory is new.
-
-    Writes the id of the job into a new directory. Raises OutputError if the directory has another job or other files.
-    """
-    job_id = read_job_id(output)
-    earlier = read_job_spec(output)
-    if job_id == record.id:
-        return earlier
-    if job_id is not None or earlier is not None:
-        raise OutputError(f"{output.name} holds another job: give another directory")
-    write_atomically(output.job_folder / JOB_ID_FILE, record.id.encode())
-    return None
 
 
 def _log(event: str, record: JobRecord, **fields: object) -> None:

@@ -4,19 +4,17 @@ import io
 import json
 import subprocess
 import sys
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-import serve.jobs.runner
 from serve.commands.batch import batch
 from serve.jobs.decoding import decode_in_threads
+from serve.jobs.job_run import JobProgress, run_job
 from serve.jobs.job_store import JobRecord, JobRequest
 from serve.jobs.rooted_files import RootedFiles
-from serve.jobs.runner import JobProgress, run_job
 from tests.serve.jobs.interrupted import CheapEngine
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.examples import EXAMPLES
@@ -87,17 +85,18 @@ def files(world):
 
 
 @pytest.fixture
-def run_on_server(world, files, monkeypatch):
+def run_on_server(world, files):
     """Runs a job as a server does, on CheapEngine and with decoding on a thread."""
     soup = Soup(load_bundle(BUNDLE), CheapEngine())
-
-    @contextmanager
-    def on_one_thread(input_path, files, source, options, count):
-        with decode_in_threads(source, options, count) as pool:
-            yield pool
-
-    monkeypatch.setattr(serve.jobs.runner, "decode_in_processes", on_one_thread)
-    run = partial(run_job, files=files, soup=soup, classify=soup.logits, batch_rows=4, streams=1, decode_processes=1)
+    run = partial(
+        run_job,
+        files=files,
+        soup=soup,
+        classify=soup.logits,
+        batch_rows=4,
+        streams=1,
+        open_pool=lambda source, options: decode_in_threads(source, options, 1),
+    )
 
     def started(output, given=None):
         request = JobRequest.model_construct(**JobRequest(input="/x", output="/x").model_dump())

@@ -178,21 +178,30 @@ def test_a_job_continues_over_a_reload(start_operated, many, roots, tmp_path):  
     assert len(rows_of(tmp_path / "out/one")) == len(list(many.iterdir()))
 
 
-def test_a_job_whose_decoder_dies_fails_and_can_be_resumed(start_operated, many, roots, tmp_path):  # noqa: F811
-    server, operator = start_operated(*roots)
+@pytest.mark.parametrize(
+    ("flags", "process", "nice"),
+    [((), "serve.jobs.job_run", 0), (("--job-shares-engine", "true"), "multiprocessing.spawn", 19)],
+)
+def test_a_job_whose_process_dies_fails_and_can_be_resumed(
+    start_operated,  # noqa: F811
+    many,
+    roots,
+    tmp_path,
+    flags,
+    process,
+    nice,
+):
+    server, operator = start_operated(*roots, *flags)
     job_id = submit(operator, input=many, output=tmp_path / "out/one", shard_rows=64)
     until(operator, job_id, lambda job: job["done"] > 100)
-    decoders = [
-        child
-        for child in psutil.Process(server.process.pid).children()
-        if "multiprocessing.spawn" in " ".join(child.cmdline())
-    ]
-    assert decoders
-    assert all(decoder.nice() == 19 for decoder in decoders)
-    for decoder in decoders:
-        decoder.kill()
+    children = psutil.Process(server.process.pid).children()
+    found = [child for child in children if process in " ".join(child.cmdline())]
+    assert found
+    assert all(child.nice() == nice for child in found)
+    for child in found:
+        child.kill()
     failed = until(operator, job_id, has_ended)
-    assert (failed["state"], "decodes" in failed["error"]) == ("failed", True)
+    assert (failed["state"], "a process of the job died" in failed["error"]) == ("failed", True)
     assert "Traceback" not in server.log_file.read_text()
     (line,) = [line for line in server.log() if line["level"] in ("warning", "error", "critical")]
     assert (line["message"], line["job"], line["state"]) == ("job stops", job_id, "failed")
