@@ -35,6 +35,7 @@ ERROR_CODES: dict[type[ImageError], str] = {  # the codes of the server's HTTP r
     ImageTooLargeError: "image_too_large",
     UnreadableError: "unreadable_image",
 }
+TASK_BYTES = 1 << 20  # of the images that one task of a sequential source decodes
 NICE = 19  # the lowest priority that a process can request
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
@@ -102,13 +103,22 @@ class DecodePool:
         self._reader, self._executor, self._decode_many, self.count = reader, executor, decode_many, count
         self.is_sequential = reader.source.is_sequential
 
-    def submit(self, images: Sequence[InputImage]) -> Future[list[DecodeResult]]:
-        """Schedules the decoding of some images. Returns a future of their results, one per image, in order.
+    def submit(self, images: Sequence[InputImage]) -> tuple[int, Future[list[DecodeResult]]]:
+        """Schedules the decoding of the first of some images. Returns their number, and a future of their results.
 
-        If the source is sequential, reads the bytes on the calling thread, so that reads keep their order.
+        If the source is sequential, reads the bytes on the calling thread, so that reads keep their order. Then these
+        are the first images that have TASK_BYTES bytes together, to bound the memory. Otherwise these are all images.
         """
-        given = [self._reader.read_bytes(image) for image in images] if self.is_sequential else images
-        return self._executor.submit(self._decode_many, given)
+        if not self.is_sequential:
+            return len(images), self._executor.submit(self._decode_many, images)
+        given: list[bytes | DecodeResult] = []
+        size = 0
+        for image in images:
+            given.append(self._reader.read_bytes(image))
+            size += len(given[-1]) if isinstance(given[-1], bytes) else 0
+            if size >= TASK_BYTES:
+                break
+        return len(given), self._executor.submit(self._decode_many, given)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from tureen.tokens import Mix
 logger = logging.getLogger("tureen.jobs")
 
 INFERENCE_FAILED = "inference_failed"
-CHUNK = 8  # images per task of the pool: the hand-over of a task costs as much as one small image
+CHUNK = 32  # images per task of the pool: handing a task over, and the result back, costs as much as a small image
 
 Classify = Callable[[NDArray[np.uint8], Sequence[float | NDArray[np.float32]]], NDArray[np.float32]]
 """Returns logits float32 (N, K) for pixels uint8 (N, H, W, 3), and N β or tokens (D,). Several threads may call it."""
@@ -159,19 +159,23 @@ class Pipeline:
         Decodes about one batch ahead of the caller.
         """
         pool = self._decode_pool
-        chunk = 1 if pool.is_sequential else min(CHUNK, self._batch_rows)
-        max_ahead = 2 * pool.count if pool.is_sequential else max(-(-self._batch_rows // chunk), 2 * pool.count)
+        max_ahead = max(-(-self._batch_rows // CHUNK), 2 * pool.count)
         ahead: deque[tuple[list[tuple[int, InputImage]], Future[list[DecodeResult]]]] = deque()
+        next_images: deque[tuple[int, InputImage]] = deque()
         remaining = iter(images)
         while True:
-            some = list(islice(remaining, chunk))
-            if some:
-                ahead.append((some, pool.submit([image for _, image in some])))
-            while ahead and (not some or len(ahead) > max_ahead):
+            next_images.extend(islice(remaining, CHUNK - len(next_images)))
+            if next_images:
+                count, future = pool.submit([image for _, image in next_images])
+                ahead.append(([next_images.popleft() for _ in range(count)], future))
+                is_last = False
+            else:
+                is_last = True
+            while ahead and (is_last or len(ahead) > max_ahead):
                 decoded, future = ahead.popleft()
                 for (row, image), result in zip(decoded, future.result(), strict=True):
                     yield row, image, result
-            if not some:
+            if is_last:
                 return
 
     def _run(self, batch: _Batch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from serve.errors import InputError
 from serve.http.problems import PROBLEM_TYPES
 from serve.inference.decode_process import DecodeOptions
-from serve.jobs.decoding import ERROR_CODES, ImageReader, decode_in_processes, decode_in_threads
+from serve.jobs.decoding import ERROR_CODES, TASK_BYTES, ImageReader, decode_in_processes, decode_in_threads
 from serve.jobs.image_source import InputImage
 from serve.jobs.input_sources import ALL_FILES, open_source
 from serve.jobs.job_output import SUCCESS_FILE
@@ -75,8 +75,9 @@ def test_a_pool_gives_the_results_of_the_reader_in_order(photos, tmp_path, kind,
         expected = [ImageReader(source, OPTIONS).decode(image) for image in images]
         with open_pool(kind, source, given) as pool:
             assert pool.is_sequential == (name == "photos.tar.gz")
-            futures = [pool.submit(images[n : n + 5]) for n in range(0, len(images), 5)]
-            results = [result for future in futures for result in future.result(60)]
+            tasks = [pool.submit(images[n : n + 5]) for n in range(0, len(images), 5)]
+            assert [count for count, _ in tasks] == [5, 5, 5, 5, 4]
+            results = [result for _, future in tasks for result in future.result(60)]
     assert [image.path for image in images][-1] == "words.jpg"
     for image, result, alone in zip(images, results, expected, strict=True):
         assert result.sha256 == alone.sha256 == hashlib.sha256((photos / image.path).read_bytes()).hexdigest()
@@ -84,6 +85,16 @@ def test_a_pool_gives_the_results_of_the_reader_in_order(photos, tmp_path, kind,
         if result.pixels is not None:
             np.testing.assert_array_equal(result.pixels, alone.pixels)
     assert [result.error_code for result in results] == [None] * 23 + ["unsupported_image_type"]
+
+
+def test_a_task_of_a_sequential_source_has_a_limited_size(photos, tmp_path):
+    for n in range(3):
+        (photos / f"large {n}.jpg").write_bytes(bytes(TASK_BYTES // 2))
+    with closing(open_source(str(pack(photos, tmp_path / "photos.tar.gz")))) as source:
+        images = [image for image in source.list_images() if "large" in image.path]
+        with decode_in_threads(source, OPTIONS, 2) as pool:
+            count, future = pool.submit(images)
+            assert count == len(future.result(60)) == 2
 
 
 def test_an_image_that_cannot_be_read_has_an_error_and_no_hash(photos):
@@ -100,4 +111,4 @@ def test_a_process_that_cannot_open_the_input_reports_it(photos, tmp_path):
             decode_in_processes(str(tmp_path / "gone"), ALL_FILES, source, OPTIONS, 1) as pool,
             pytest.raises(InputError, match="does not exist"),
         ):
-            pool.submit(images[:1]).result(60)
+            pool.submit(images[:1])[1].result(60)

@@ -52,7 +52,7 @@ class InstantPool:
         self.tasks.append(len(images))
         future = Future()
         future.set_result([self.result(image) for image in images])
-        return future
+        return len(images), future
 
     @staticmethod
     def result(image):
@@ -164,9 +164,21 @@ def test_an_interruption_ends_the_run():
         run(CountingEngine(), [ShardInput(0, Shard(8, 3), images_of(*range(8)))], on_images=interrupt)
 
 
-def test_images_are_decoded_in_chunks_no_larger_than_a_batch():
-    for batch_rows, chunk in ((32, CHUNK), (3, 3)):
-        pool = InstantPool()
-        pipeline = Pipeline(CountingEngine(), pool, (0.5,), temperatures=UNCALIBRATED, batch_rows=batch_rows, streams=1)
-        list(pipeline.run([ShardInput(0, Shard(30, 3), images_of(*range(30)))], lambda done, failed: None))
-        assert pool.tasks[0] == chunk == max(pool.tasks)
+def test_images_are_decoded_in_chunks():
+    pool = InstantPool()
+    pipeline = Pipeline(CountingEngine(), pool, (0.5,), temperatures=UNCALIBRATED, batch_rows=4, streams=1)
+    images = images_of(*range(2 * CHUNK + 6))
+    list(pipeline.run([ShardInput(0, Shard(len(images), 3), images)], lambda done, failed: None))
+    assert pool.tasks == [CHUNK, CHUNK, 6]
+
+
+def test_images_that_the_pool_does_not_take_are_in_the_next_task():
+    class SlowPool(InstantPool):
+        def submit(self, images):
+            return super().submit(images[:5])
+
+    pool, shard = SlowPool(), Shard(13, 3)
+    pipeline = Pipeline(CountingEngine(), pool, (0.5,), temperatures=UNCALIBRATED, batch_rows=4, streams=1)
+    list(pipeline.run([ShardInput(0, shard, images_of(*range(13)))], lambda done, failed: None))
+    assert pool.tasks == [5, 5, 3]
+    assert shard.ids == [str(n) for n in range(13)]
