@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.errors import InputError
+from serve.errors import InputError, UnreadableError
 from serve.jobs.archives import TarSource
 from serve.jobs.input_sources import open_source
 from tests.serve.jobs.photo_files import pack
@@ -317,3 +317,42 @@ def test_a_compressed_tar_of_several_parts_is_read_to_its_end(run_batch, photos_
     (tmp_path / "parts.tar.gz").write_bytes(gzip.compress(whole[:header]) + gzip.compress(whole[header:]))
     assert run_batch(tmp_path / "parts.tar.gz", tmp_path / "out") == 0
     assert [row["status"] for row in rows_of(tmp_path / "out")] == ["ok"] * 23
+
+
+def test_members_of_every_kind_have_the_bytes_that_zipfile_reads(tmp_path):
+    contents = {}
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):
+            for name, extra in (
+                ("plain", b""),
+                ("grün", b""),
+                ("extra", b"\x99\x99\xc8\x00" + bytes(200)),
+                ("empty", b""),
+            ):
+                member = zipfile.ZipInfo(f"{name} {kind}.jpg")
+                member.compress_type, member.extra = kind, extra
+                contents[member.filename] = b"" if name == "empty" else f"{name} {kind}".encode() * 500
+                archive.writestr(member, contents[member.filename])
+    with closing(open_source(str(tmp_path / "x.zip"))) as source:
+        images = list(source.list_images())
+        assert {image.path: source.read(image, 1 << 20) for image in images} == contents
+        for image in images:
+            if contents[image.path]:
+                with pytest.raises(ImageTooLargeError):
+                    source.read(image, len(contents[image.path]) - 1)
+
+
+def test_a_member_with_a_wrong_checksum_is_an_error_and_the_others_are_read(tmp_path):
+    for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(tmp_path / "x.zip", "w", kind) as archive:
+            for name in ("a", "b"):
+                archive.writestr(f"{name}.jpg", name.encode() * 50)
+            begin = archive.getinfo("a.jpg").header_offset + 30 + len("a.jpg")
+        data = bytearray((tmp_path / "x.zip").read_bytes())
+        data[begin + 1] ^= 1
+        (tmp_path / "x.zip").write_bytes(data)
+        with closing(open_source(str(tmp_path / "x.zip"))) as source:
+            first, second = source.list_images()
+            with pytest.raises(UnreadableError):
+                source.read(first, 1 << 20)
+            assert source.read(second, 1 << 20) == b"b" * 50
