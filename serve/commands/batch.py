@@ -103,7 +103,8 @@ def _parser() -> argparse.ArgumentParser:
         "input",
         metavar="INPUT",
         help="a folder, a glob in quotes, a tar or zip, a manifest (.csv, .jsonl or .parquet with a column path and "
-        "optional columns id, and beta or strength), or any of these at an fsspec URL such as s3://bucket/photos",
+        "optional columns id, and beta or strength), a .parquet with the images in a column image, or any of these at "
+        "an fsspec URL such as s3://bucket/photos",
     )
     parser.add_argument(
         "output", type=_directory, metavar="OUTPUT", help="directory for the shards: a new one, or that of this job"

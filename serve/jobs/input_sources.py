@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from serve.errors import InputError, UnreadableError
 from serve.jobs.archives import TAR_SUFFIXES, TarSource, ZipSource
 from serve.jobs.image_source import MAX_NAME, ImageSource, InputImage, is_excluded, is_system_file, open_input_file
+from serve.jobs.parquet_images import IMAGE_COLUMN, ParquetImages
 from serve.jobs.rooted_files import Files, FolderEntry, RemoteFiles, RootedFiles
 from tureen.errors import ImageTooLargeError, InvalidBetaError, InvalidStrengthError
 from tureen.tokens import parse_beta, parse_strength
@@ -139,12 +140,19 @@ class ManifestSource(ImageSource):
     """The images in a manifest, a table with the column `path` and the optional columns `id`, and `beta` or `strength`.
 
     A path is a URL, an absolute path, or relative to the folder of the manifest. If `files` is a RootedFiles, which
-    opens only files in the operator's directories, a path must not be a URL.
+    opens only files in the operator's directories, a path must not be a URL. A Parquet file with the column `image`
+    holds the images itself. Then a path is only a name, and the column `path` is optional.
     """
 
     def __init__(self, path: PurePath, files: Files) -> None:
+        """Raises InputError if a Parquet file cannot be read, and ModuleNotFoundError without pyarrow."""
         super().__init__()
         self._path, self._files = path, files
+        self._images = ParquetImages(path, files) if path.suffix.lower() == ".parquet" else None
+        if self._images is not None and not self._images.exist:
+            self._images.close()
+            self._images = None
+        self.is_sequential = self._images is not None
 
     def list_images(self) -> Iterator[InputImage]:
         rows = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[self._path.suffix.lower()]
@@ -156,6 +164,8 @@ class ManifestSource(ImageSource):
                 if len(scales) > 1:
                     raise InputError(f"{self._path} has the columns beta and strength: remove one")
                 path = row.get("path")
+                if self._images is not None and path in (None, ""):
+                    path = f"row {n}"
                 if not isinstance(path, str) or not path or "\0" in path:
                     raise InputError(f"{row_name}: the column path holds no path")
                 identity = row.get("id")
@@ -164,9 +174,12 @@ class ManifestSource(ImageSource):
                 image_id = path if identity in (None, "") else str(identity)
                 beta = _parse_number(parse_beta, InvalidBetaError, row.get("beta"), row_name)
                 strength = _parse_number(parse_strength, InvalidStrengthError, row.get("strength"), row_name)
-                yield InputImage(image_id, path, beta, path, strength)
+                location = path if self._images is None else str(n - 1)
+                yield InputImage(image_id, path, beta, location, strength)
 
     def read(self, image: InputImage, max_bytes: int) -> bytes:
+        if self._images is not None:
+            return self._images.read(int(image.location), max_bytes)
         if isinstance(self._files, RootedFiles):
             return _read_file(self._files, self._path.parent / image.location, max_bytes)
         if _LOCAL_SCHEME.match(image.location):
@@ -178,6 +191,10 @@ class ManifestSource(ImageSource):
                 raise UnreadableError("its store cannot be opened") from error
             return _read_file(files, path, max_bytes)
         return _read_file(self._files, self._path.parent / image.location, max_bytes)
+
+    def close(self) -> None:
+        if self._images is not None:
+            self._images.close()
 
 
 class RemoteSource(ImageSource):
@@ -303,9 +320,13 @@ def _read_parquet(file: BinaryIO, path: PurePath) -> Iterator[dict[str, Any]]:
 
     try:
         with pq.ParquetFile(file) as table:
-            if "path" not in table.schema_arrow.names:
-                raise InputError(f"{path} has no column path")
-            columns = [name for name in ("path", "id", "beta", "strength") if name in table.schema_arrow.names]
+            names = table.schema_arrow.names
+            if "path" not in names and IMAGE_COLUMN not in names:
+                raise InputError(f"{path} has no column path, and no column {IMAGE_COLUMN}")
+            columns = [name for name in ("path", "id", "beta", "strength") if name in names]
+            if not columns:
+                yield from ({} for _ in range(table.metadata.num_rows))
+                return
             for batch in table.iter_batches(batch_size=8192, columns=columns):
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:

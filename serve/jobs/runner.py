@@ -254,14 +254,14 @@ def check_paths(files: RootedFiles, request: JobRequest) -> None:
     output is inside the input, is more than MAX_DEPTH folders below its root, or leads through a link or a file.
     """
     files.check_output(request.output)
-    open_source(request.input, files).close()
-    check_not_inside(Path(request.output), request.input)
-    files.check_output_folders(request.output)
     if request.format in (None, "parquet") or request.input.lower().endswith(".parquet"):
         try:
             import pyarrow  # noqa: F401 - the extra [batch] installs it
         except ModuleNotFoundError:
             raise InputError("this server has no pyarrow for Parquet: ask for the format jsonl or csv") from None
+    open_source(request.input, files).close()
+    check_not_inside(Path(request.output), request.input)
+    files.check_output_folders(request.output)
 
 
 def _log(event: str, record: JobRecord, **fields: object) -> None:

@@ -255,7 +255,7 @@ complete -c tureen -n '_shtab_tureen_using batch' -l ray -x -d 'make the shards 
 complete -c tureen -n '_shtab_tureen_using batch' -l ray-workers -x -d 'workers of --threads CPUs each'
 complete -c tureen -n '_shtab_tureen_using batch' -l json -d 'print the summary as JSON'
 complete -c tureen -n '_shtab_tureen_using batch; and test $_shtab_tureen_npos -eq 0' -ka "cifar10 signs (__fish_complete_directories)" -d 'directory that `tureen export` wrote, address such as hf://owner/name, or name of an example: signs'
-complete -c tureen -n '_shtab_tureen_using batch; and test $_shtab_tureen_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d 'a folder, a glob in quotes, a tar or zip, a manifest (.csv, .jsonl or .parquet with a column path and optional columns id, and beta or strength), or any of these at an fsspec URL such as s3://bucket/photos'
+complete -c tureen -n '_shtab_tureen_using batch; and test $_shtab_tureen_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d 'a folder, a glob in quotes, a tar or zip, a manifest (.csv, .jsonl or .parquet with a column path and optional columns id, and beta or strength), a .parquet with the images in a column image, or any of these at an fsspec URL such as s3://bucket/photos'
 complete -c tureen -n '_shtab_tureen_using batch; and test $_shtab_tureen_npos -eq 2' -ka "(__fish_complete_directories)" -d 'directory for the shards: a new one, or that of this job'
 complete -c tureen -n '_shtab_tureen_using; and test $_shtab_tureen_npos -eq 0' -a jobs -d 'manage batch jobs of a running service'
 complete -c tureen -n '_shtab_tureen_using jobs' -s h -l help -d 'show this help message and exit'

@@ -162,7 +162,7 @@ _shtab_tureen_batch_options=(
   "--ray-workers[workers of --threads CPUs each]:ray_workers:"
   "--json[print the summary as JSON]"
   ":directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs:_tureen_example_or_dir"
-  ":a folder, a glob in quotes, a tar or zip, a manifest (.csv, .jsonl or .parquet with a column path and optional columns id, and beta or strength), or any of these at an fsspec URL such as s3\:\/\/bucket\/photos:_files"
+  ":a folder, a glob in quotes, a tar or zip, a manifest (.csv, .jsonl or .parquet with a column path and optional columns id, and beta or strength), a .parquet with the images in a column image, or any of these at an fsspec URL such as s3\:\/\/bucket\/photos:_files"
   ":directory for the shards\: a new one, or that of this job:_files -/"
 )
 
