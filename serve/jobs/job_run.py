@@ -301,10 +301,11 @@ def run_in_process(
 
 def _lower_priority(process: int) -> None:
     """Gives every thread of a process the lowest priority."""
-    with suppress(OSError):  # the process has ended, or a sandbox forbids it
+    with suppress(OSError):  # the process has ended
         for thread in map(int, os.listdir(f"/proc/{process}/task")):
-            os.setpriority(os.PRIO_PROCESS, thread, NICE)
-            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+            with suppress(OSError):  # this thread has ended, or a sandbox forbids it
+                os.setpriority(os.PRIO_PROCESS, thread, NICE)
+                os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _lines(pipe: IO[bytes], check: Callable[[], None]) -> Iterator[bytes]:
