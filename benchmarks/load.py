@@ -112,8 +112,8 @@ class Connection(asyncio.Protocol):
 class ClosedLoopResult:
     """Counts and latencies of a closed loop.
 
-    The warm-up does not count, except in cpu_s. latencies: for each response with status 200, the seconds from sending
-    the request to the complete response.
+    The warm-up does not count, except in cpu_s and responses. latencies: for each response with status 200, the seconds
+    from sending the request to the complete response.
     """
 
     succeeded: int  # responses with status 200
@@ -121,6 +121,7 @@ class ClosedLoopResult:
     seconds: float  # duration of the measurement
     latencies: list[float]
     cpu_s: float = 0.0  # CPU seconds of the load generator, warm-up included
+    responses: int = 0  # responses of any status, warm-up included
 
     @property
     def rate(self) -> float:
@@ -145,17 +146,18 @@ async def closed_loop(port: int, requests: Sequence[bytes], connections: int, se
     """
     turns = itertools.cycle(requests)
     latencies: list[float] = []
-    failed = 0
+    failed = responses = 0
     measure_from = time.perf_counter() + seconds / 10
     end = measure_from + seconds
 
     async def client() -> None:
-        nonlocal failed
+        nonlocal failed, responses
         connection = await Connection.open(port)
         while (start := time.perf_counter()) < end:
             if not connection.is_open:
                 connection = await Connection.open(port)
             response = await connection.request(next(turns))
+            responses += response.status != NO_RESPONSE
             if start < measure_from:
                 continue
             if response.status == 200:
@@ -166,7 +168,7 @@ async def closed_loop(port: int, requests: Sequence[bytes], connections: int, se
 
     cpu_s = time.process_time()
     await asyncio.gather(*(client() for _ in range(connections)))
-    return ClosedLoopResult(len(latencies), failed, seconds, latencies, time.process_time() - cpu_s)
+    return ClosedLoopResult(len(latencies), failed, seconds, latencies, time.process_time() - cpu_s, responses)
 
 
 @dataclass(frozen=True)
