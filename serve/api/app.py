@@ -15,7 +15,7 @@ from serve.api.docs import add_docs_routes
 from serve.api.health import TAG as HEALTH_TAG
 from serve.api.health import add_health_routes
 from serve.http.body_stream import BodyMemory
-from serve.http.direct_route import add_head_routes
+from serve.http.direct_route import DirectRouteMiddleware, add_head_routes
 from serve.http.error_handlers import add_error_handlers
 from serve.http.request_log import RequestLogMiddleware
 from serve.inference.service import Service
@@ -60,12 +60,11 @@ def create_app(service: Service, lifespan: Lifespan | None = None, tracing: Trac
         telemetry={"tracing": False, "metrics": False, "logs": False},  # ours is in serve.telemetry
     )
     app.state.service = service
-    app.add_middleware(RequestLogMiddleware, metrics=service.metrics, tracing=tracing)
     add_error_handlers(app, service.settings.cors_origins)
     memory = BodyMemory(service.settings.max_body_memory, service.metrics.body_bytes.set)
-    add_classify_routes(app, service, memory)
+    routers = [add_classify_routes(app, service, memory)]
     add_health_routes(app, service)
-    add_oip_routes(app, service, memory)
+    routers.append(add_oip_routes(app, service, memory))
     add_docs_routes(app)
     add_console(
         app,
@@ -74,4 +73,6 @@ def create_app(service: Service, lifespan: Lifespan | None = None, tracing: Trac
         is_operators=False,
     )
     add_head_routes(app.router)
+    app.add_middleware(DirectRouteMiddleware, routers=routers)
+    app.add_middleware(RequestLogMiddleware, metrics=service.metrics, tracing=tracing)  # around the one before
     return app

@@ -38,8 +38,11 @@ from tureen.tokens import GivenChoice
 CLASSIFY_TAG = "Classify"
 
 
-def add_classify_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
-    """Registers POST /classify and POST /sweep. memory: limits the bodies of all routes of the application."""
+def add_classify_routes(app: FastAPI, service: Service, memory: BodyMemory) -> APIRouter:
+    """Registers POST /classify and POST /sweep, and returns their router.
+
+    memory: limits the bodies of all routes of the application.
+    """
     router = APIRouter(route_class=DirectRoute, tags=[CLASSIFY_TAG])
     has_two_tokens = service.bundle.manifest.has_two_tokens
     settings = service.settings
@@ -124,6 +127,7 @@ def add_classify_routes(app: FastAPI, service: Service, memory: BodyMemory) -> N
         return _response(request, body, [result])
 
     app.include_router(router)
+    return router
 
 
 def _single_response(admission: Admission, choice: BetaChoice, result: InferenceResult, top_k: int) -> ClassifyResponse:

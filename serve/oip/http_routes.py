@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from serve.errors import InferRequestTooLargeError, InvalidRequestError, NotOfferedError, NotReadyError
 from serve.http.body_stream import BodyMemory, cancel_on_disconnect, receive_body
 from serve.http.client_identity import client_identity_of
-from serve.http.direct_route import add_head_routes
+from serve.http.direct_route import DirectRoute, add_head_routes
 from serve.http.problems import OIP_PREFIX, oip_openapi_responses
 from serve.http.request_log import access_fields, arrived_s
 from serve.inference.loaded_model import LoadedModel
@@ -41,8 +41,8 @@ NOT_OFFERED = (
 )
 
 
-def add_oip_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
-    """Registers every HTTP route of the Open Inference Protocol.
+def add_oip_routes(app: FastAPI, service: Service, memory: BodyMemory) -> APIRouter:
+    """Registers every HTTP route of the Open Inference Protocol, and returns their router.
 
     The routes of a model exist with and without a version in the path. Stores the counters of requests, a `Statistics`,
     in app.state.statistics, so that the gRPC server can share them. memory: limits the bodies of all routes of the
@@ -55,6 +55,7 @@ def add_oip_routes(app: FastAPI, service: Service, memory: BodyMemory) -> None:
         _add_model_routes(router, path, service, statistics, memory)
     add_head_routes(router)
     app.include_router(router)
+    return router
 
 
 def _add_server_routes(router: APIRouter, service: Service, statistics: Statistics) -> None:
@@ -115,13 +116,6 @@ def _add_model_routes(
     async def stats(request: Request) -> JSONResponse:
         return JSONResponse(model_statistics(model_of(request), statistics, service.metrics))
 
-    @router.post(
-        f"{path}/infer",
-        summary="Classify images, each at its own β",
-        openapi_extra={"parameters": [*path_parameters(path), *infer_parameters()], "requestBody": infer_body()},
-        responses={200: infer_response(), **oip_openapi_responses()},
-        response_class=Response,
-    )
     async def infer_images(request: Request) -> Response:
         model_of(request)
         with statistics.request():
@@ -146,6 +140,17 @@ def _add_model_routes(
         content, headers = encode_response(response, inference.outputs)
         access_fields(request.scope).update(images=len(inference.images), **response.parameters)
         return Response(content, headers=headers)
+
+    router.add_api_route(
+        f"{path}/infer",
+        infer_images,
+        methods=["POST"],
+        summary="Classify images, each at its own β",
+        openapi_extra={"parameters": [*path_parameters(path), *infer_parameters()], "requestBody": infer_body()},
+        responses={200: infer_response(), **oip_openapi_responses()},
+        response_class=Response,
+        route_class_override=DirectRoute,
+    )
 
 
 def _require_ready(service: Service) -> None:
