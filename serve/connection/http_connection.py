@@ -26,6 +26,7 @@ from serve.errors import (
     MalformedRequestError,
     TooManyConnectionsError,
 )
+from serve.http.body_stream import DISCONNECTION, Disconnection
 from serve.http.cors import cors_headers
 from serve.http.request_log import access_fields, arrived_s, record, request_id_of, set_refusal
 from serve.limits import ConnectionLimits
@@ -64,6 +65,7 @@ class HttpConnection(DeferredStartProtocol):
         self._is_last = False  # no further request is parsed
         self._unsent_since_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._disconnection = Disconnection()
 
     # The connection
 
@@ -94,6 +96,7 @@ class HttpConnection(DeferredStartProtocol):
             self._unstarted = None
             self._count(error_response_of(IncompleteBodyError(), self._path), self._scope())
         super().connection_lost(exc)
+        self._disconnection.set()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -169,6 +172,7 @@ class HttpConnection(DeferredStartProtocol):
                 self._enter(Phase.BODY)
                 self._refuse(error_response_of(error, self._path))
                 return
+        cast(dict[str, Any], self.scope)[DISCONNECTION] = self._disconnection
         super().on_headers_complete()
         self._enter(Phase.BODY)
         self.cycle.default_headers = self._default_headers()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -23,11 +24,35 @@ from serve.errors import (
 )
 from tureen.errors import ImageTooLargeError, TureenError, UnsupportedImageTypeError
 
+DISCONNECTION = "tureen.disconnection"  # key of the ASGI scope
 COMPRESSIONS = frozenset({"gzip", "deflate"})
 NOT_ONE_STREAM = "the body is not one whole gzip or zlib stream, as its Content-Encoding declares"
 PIECE_BYTES = 2**20  # decompressed at a time: this takes milliseconds, and other requests run between pieces
 
 T = TypeVar("T")
+
+
+class Disconnection:
+    """The end of a connection by its client. `serve.connection` has one for each connection, and calls `set`."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._callbacks: set[Callable[[], None]] = set()
+
+    def set(self) -> None:
+        """Calls the callbacks of all requests of the connection that are in progress."""
+        self.is_set = True
+        for callback in list(self._callbacks):
+            callback()
+
+    @contextmanager
+    def calls(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Calls `callback` if the client closes the connection during the `with` block."""
+        self._callbacks.add(callback)
+        try:
+            yield
+        finally:
+            self._callbacks.discard(callback)
 
 
 class BodyMemory:
@@ -135,31 +160,39 @@ async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -
     """Awaits `work` and returns the result. Cancels `work` if the client closes the connection.
 
     Must be called after the body of the request was received. Raises ClientGoneError after the cancellation, for the
-    log and the metrics; no client receives a response.
+    log and the metrics; no client receives a response. Uses the `Disconnection` in the scope, because a task that
+    waits for the message of ASGI costs each request as much as parsing its query. Without one, starts such a task.
     """
     waiter = asyncio.current_task()
     assert waiter is not None
-    is_waiting, is_gone = True, False
+    disconnection: Disconnection | None = request.scope.get(DISCONNECTION)
+    watcher = None
+    if disconnection is None:  # another server than that of `serve.connection`
+        disconnection = Disconnection()
+        watcher = asyncio.create_task(_wait_for_disconnect(request, disconnection))
+    is_gone = disconnection.is_set
 
-    def cancel_waiter(disconnection: asyncio.Future[None]) -> None:
+    def cancel_waiter() -> None:
         nonlocal is_gone
-        if is_waiting and not disconnection.cancelled():
-            is_gone = True
-            waiter.cancel()
+        is_gone = True
+        waiter.cancel()
 
-    disconnection = asyncio.ensure_future(_wait_for_disconnect(request))
-    disconnection.add_done_callback(cancel_waiter)
+    if is_gone:
+        work.close()
+        raise ClientGoneError
     try:
-        return await work  # in this task: a new task would cost each request as much as parsing its query
+        with disconnection.calls(cancel_waiter):
+            return await work  # in this task: a new task would cost each request as much as parsing its query
     except asyncio.CancelledError:
         if is_gone and not waiter.uncancel():
             raise ClientGoneError from None
         raise
     finally:
-        is_waiting = False
-        disconnection.cancel()
+        if watcher is not None:
+            watcher.cancel()
 
 
-async def _wait_for_disconnect(request: Request) -> None:
+async def _wait_for_disconnect(request: Request, disconnection: Disconnection) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    disconnection.set()

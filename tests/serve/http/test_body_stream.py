@@ -18,7 +18,7 @@ from serve.errors import (
     OverloadedError,
     RequestTooLargeError,
 )
-from serve.http.body_stream import BodyMemory, cancel_on_disconnect, receive_body
+from serve.http.body_stream import DISCONNECTION, BodyMemory, Disconnection, cancel_on_disconnect, receive_body
 from tureen.errors import ImageTooLargeError, TureenError, UnsupportedImageTypeError
 
 DISCONNECT = {"type": "http.disconnect"}
@@ -227,3 +227,22 @@ def test_a_cancelled_request_is_not_mistaken_for_a_client_that_disconnected():
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(run())
+
+
+def test_the_work_is_cancelled_when_the_connection_reports_its_end():
+    async def run():
+        disconnection, started = Disconnection(), asyncio.Event()
+        one = Request({"type": "http", "headers": [], DISCONNECTION: disconnection})
+        task = asyncio.create_task(cancel_on_disconnect(one, work(started)))
+        await started.wait()
+        disconnection.set()
+        with pytest.raises(ClientGoneError):
+            await task
+        with pytest.raises(ClientGoneError):  # a request whose client had gone before
+            await cancel_on_disconnect(one, work(asyncio.Event()))
+
+    async def work(started):
+        started.set()
+        await asyncio.Event().wait()
+
+    asyncio.run(run())
