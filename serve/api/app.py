@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -61,7 +62,8 @@ def create_app(service: Service, lifespan: Lifespan | None = None, tracing: Trac
     )
     app.state.service = service
     add_error_handlers(app, service.settings.cors_origins)
-    memory = BodyMemory(service.settings.max_body_memory, service.metrics.body_bytes.set)
+    metrics = service.metrics
+    memory = BodyMemory(service.settings.max_body_memory, partial(metrics.pending.set, metrics.body_bytes))
     routers = [add_classify_routes(app, service, memory)]
     add_health_routes(app, service)
     routers.append(add_oip_routes(app, service, memory))
@@ -74,5 +76,5 @@ def create_app(service: Service, lifespan: Lifespan | None = None, tracing: Trac
     )
     add_head_routes(app.router)
     app.add_middleware(DirectRouteMiddleware, routers=routers)
-    app.add_middleware(RequestLogMiddleware, metrics=service.metrics, tracing=tracing)  # around the one before
+    app.add_middleware(RequestLogMiddleware, metrics=metrics, tracing=tracing)  # around the one before
     return app

@@ -24,7 +24,7 @@ from serve.http.problems import (
     problem_response,
     problem_type_of,
 )
-from serve.telemetry.logs import FIELDS
+from serve.telemetry.logs import FIELDS, log_event
 from serve.telemetry.metrics import METHODS, Metrics
 from serve.telemetry.request_trace import REQUEST_TRACE, RequestTrace
 
@@ -87,15 +87,14 @@ def record(metrics: Metrics, scope: Scope, status: int, seconds: float) -> None:
     status, code = _sent(scope, status)
     route = fields.pop("route", None) or getattr(scope.get("route"), "path", "unmatched")
     method = scope["method"] if scope.get("method") in METHODS else "other"
-    metrics.requests.labels(route, method, str(status)).inc()
-    metrics.request_seconds.labels(route).observe(seconds)
+    metrics.count_request(route, method, str(status), seconds)
     if code is not None:
         fields["code"] = code
-        metrics.rejections.labels(code).inc()
+        metrics.count_rejection(code)
     level = logging.DEBUG if route in QUIET_ROUTES else logging.INFO
     if logger.isEnabledFor(level):
         event = {"request_id": request_id_of(scope), "method": method, "route": route, "status": status}
-        logger.log(level, "request", extra={FIELDS: {**event, "ms": round(1000 * seconds, 3), **fields}})
+        log_event(logger, level, "request", {**event, "ms": round(1000 * seconds, 3), **fields})
 
 
 class RequestLogMiddleware:

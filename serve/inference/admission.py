@@ -103,6 +103,7 @@ class Permits:
 
     def export(self) -> None:
         """Sets the metrics of the requests in progress, of the expected time and of its limit."""
-        self._metrics.in_flight.set(self.taken)
-        self._metrics.expected_queue.set(self.queue_time.expected_s())
-        self._metrics.expected_queue_limit.set(self.queue_limit_s)
+        pending = self._metrics.pending
+        pending.set(self._metrics.in_flight, self.taken)
+        pending.set(self._metrics.expected_queue, self.queue_time.expected_s)
+        pending.set(self._metrics.expected_queue_limit, lambda: self.queue_limit_s)

@@ -111,7 +111,7 @@ class Admission:
             if isinstance(result, TureenError):
                 continue
             bucket = MIX_BUCKET if choice.mix is not None else beta_bucket(choice.beta)
-            self._service.metrics.classifications.labels(bucket, choice.source).inc()
+            self._service.metrics.count_classification(bucket, choice.source)
             for name, _ in () if choice.mix is None else choice.mix.weights:
                 self._service.metrics.count_token(name)
             if choice.beta is not None and choice.mix is None:

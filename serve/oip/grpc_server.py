@@ -33,7 +33,7 @@ from serve.oip.metadata import (
 from serve.oip.proto import inference_pb2 as pb
 from serve.oip.statistics import Statistics
 from serve.settings import grpc_address
-from serve.telemetry.logs import FIELDS
+from serve.telemetry.logs import log_event
 from serve.telemetry.request_trace import REQUEST_TRACE, RequestTrace
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ class _Methods:
     def _error_status(self, error: Exception) -> tuple[grpc.StatusCode, str]:
         """Returns the gRPC status and the message of the response to an error. Counts the error in the metrics."""
         kind = oip_problem_type(error)
-        self._service.metrics.rejections.labels(kind.code).inc()
+        self._service.metrics.count_rejection(kind.code)
         if kind is INTERNAL:  # the error is unknown, so its message is not for clients
             logger.error("unhandled", exc_info=error)
             return grpc.StatusCode.INTERNAL, "internal error: the server log has the cause"
@@ -242,8 +242,7 @@ class _Methods:
         return time.perf_counter()
 
     def _record(self, route: str, status: grpc.StatusCode, seconds: float, context: Context) -> None:
-        self._service.metrics.requests.labels(route, METHOD, status.name).inc()
-        self._service.metrics.request_seconds.labels(route).observe(seconds)
+        self._service.metrics.count_request(route, METHOD, status.name, seconds)
         event = {"method": METHOD, "route": route, "status": status.name, "ms": round(1000 * seconds, 3)}
         trace = REQUEST_TRACE.get()
         if self._tracing is not None and trace is not None and route in INFER_ROUTES:
@@ -260,7 +259,7 @@ class _Methods:
                     "rpc.grpc.status_code": status.value[0],
                 },
             )
-        logger.log(logging.INFO if route in INFER_ROUTES else logging.DEBUG, "request", extra={FIELDS: event})
+        log_event(logger, logging.INFO if route in INFER_ROUTES else logging.DEBUG, "request", event)
 
 
 def _client_identity(context: Context) -> ClientIdentity:

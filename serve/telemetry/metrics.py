@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from serve.telemetry.pending_updates import PendingUpdates
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -53,6 +54,7 @@ class Metrics:
         self._shared = shared
         self._serving_before: tuple[str, ...] | None = None
         self.registry = CollectorRegistry()
+        self.pending = PendingUpdates(self.registry)  # first
         self.requests = Counter(
             "tureen_requests", "Completed requests.", ["route", "method", "status"], registry=self.registry
         )
@@ -164,6 +166,9 @@ class Metrics:
         )
         self.job_rows = Counter("tureen_job_rows", "Rows of batch jobs that the engine ran.", registry=self.registry)
         self._start_series()
+        self._request_series: dict[tuple[str, str, str], Counter] = {}
+        self._seconds_series: dict[str, Histogram] = {}
+        self._classification_series: dict[tuple[str, str], Counter] = {}
         self._stages = [self.stage_seconds.labels(stage) for stage in STAGES]
 
     def _start_series(self) -> None:
@@ -179,6 +184,26 @@ class Metrics:
         ):
             for label in labels:
                 metric.labels(label)
+
+    def count_request(self, route: str, method: str, status: str, seconds: float) -> None:
+        """Counts a completed request. seconds: its duration."""
+        series = self._request_series.get((route, method, status))
+        if series is None:
+            series = self._request_series[route, method, status] = self.requests.labels(route, method, status)
+            self._seconds_series[route] = self.request_seconds.labels(route)
+        self.pending.count(series)
+        self.pending.observe(self._seconds_series[route], seconds)
+
+    def count_rejection(self, code: str) -> None:
+        """Counts a request that ended with an error. code: of the error."""
+        self.pending.count(self.rejections.labels(code))
+
+    def count_classification(self, beta: str, source: str) -> None:
+        """Counts a classified image. beta: a result of `beta_bucket`, or MIX_BUCKET. source: of the β."""
+        series = self._classification_series.get((beta, source))
+        if series is None:
+            series = self._classification_series[beta, source] = self.classifications.labels(beta, source)
+        self.pending.count(series)
 
     def count_token(self, name: str) -> None:
         """Counts an image that was classified at a mix with this token.
@@ -197,7 +222,7 @@ class Metrics:
     def observe_stages(self, *seconds: float) -> None:
         """Records how long one image was in each stage: decode, queue, inference. seconds: in the order of STAGES."""
         for stage, spent in zip(self._stages, seconds, strict=True):
-            stage.observe(spent)
+            self.pending.observe(stage, spent)
 
     def set_serving(self, labels: Mapping[str, str]) -> None:
         """Sets `tureen_serving_info` to the current model and engine. labels: a value for each name in SERVING."""
@@ -209,6 +234,7 @@ class Metrics:
 
     def render(self) -> tuple[bytes, str]:
         """Returns the metrics of every process in the text format of Prometheus, and its media type."""
+        self.pending.apply()
         if self._shared is None:
             return generate_latest(self.registry), CONTENT_TYPE_LATEST
         registry = CollectorRegistry()
