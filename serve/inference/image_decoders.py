@@ -1,4 +1,4 @@
-"""Decodes small images on threads, and other images in processes of lower priority.
+"""Decodes small images in groups on threads, and other images in processes of lower priority.
 
 `tureen.image_cost.ImageKind` divides images by their cost into small, large and disproportionate ones. Each kind has
 separate decoders. So a costly image takes no decoder, interpreter lock or CPU from a cheaper image. Knows nothing about
@@ -12,9 +12,11 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 
 from serve.errors import DeadlineError, DecodingError
 from serve.inference.decode_process import DecodeOptions, DecodeProcess, DecodeProcessEndedError
@@ -24,6 +26,7 @@ from tureen.preprocess import Pixels
 
 LARGE_NICE = 10  # a tenth of the weight of a server thread: decoding also progresses on a busy machine
 DISPROPORTIONATE_NICE = 19  # a seventh of the weight of LARGE_NICE
+GROUP_WEIGHT = 65_536  # of the images in one group, which take a millisecond or two
 IDLE_S = 60.0  # processes end after this time without an image of their kind, which frees their memory
 
 logger = logging.getLogger("tureen.serve")
@@ -49,7 +52,7 @@ class Decoders:
         in processes; further images wait. on_decoded: called in the event loop with the cost and the seconds of each
         decoding, even if it failed.
         """
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._threads = _Threads(threads)
         self._processes = {
             ImageKind.LARGE: _Processes(processes, LARGE_NICE, max_memory),
             ImageKind.DISPROPORTIONATE: _Processes(1, DISPROPORTIONATE_NICE, max_memory),
@@ -65,10 +68,10 @@ class Decoders:
         DecodingError if a process could not start or ended during the decoding.
         """
         if cost.kind is ImageKind.SMALL:
-            work = asyncio.get_running_loop().run_in_executor(self._threads, _decode_small, image, decoding, deadline_s)
+            result, began_s, seconds = await self._threads.decode(_SmallImage(image, cost.work, decoding, deadline_s))
         else:
-            work = self._processes[cost.kind].decode(image, cost.memory, decoding, deadline_s)  # type: ignore[assignment]
-        result, began_s, seconds = await work
+            processes = self._processes[cost.kind]
+            result, began_s, seconds = await processes.decode(image, cost.memory, decoding, deadline_s)
         self._on_decoded(cost, seconds)
         if isinstance(result, ImageError):
             raise result
@@ -76,19 +79,97 @@ class Decoders:
 
     async def close(self) -> None:
         """Frees threads and processes. Requires that no image is being decoded."""
-        self._threads.shutdown()
+        self._threads.close()
         await asyncio.gather(*(processes.close() for processes in self._processes.values()))
 
 
 _Result = tuple[Pixels | ImageError, float, float]
 
 
-def _decode_small(image: bytes, decoding: DecodeOptions, deadline_s: float) -> _Result:
-    began_s = time.monotonic()
-    if began_s > deadline_s:
-        raise DeadlineError
-    result = _pixels_or_error(lambda: decoding.pixels(image))
-    return result, began_s, time.monotonic() - began_s
+@dataclass(frozen=True)
+class _SmallImage:
+    """An image that waits for a thread. work: as in `ImageCost`."""
+
+    image: bytes
+    work: int
+    decoding: DecodeOptions
+    deadline_s: float
+
+    @property
+    def weight(self) -> int:
+        """The work, or the number of bytes if it is larger: a small image may have megabytes of comments."""
+        return max(self.work, len(self.image))
+
+    def decode(self) -> _Result | Exception:
+        began_s = time.monotonic()
+        if began_s > self.deadline_s:
+            return DeadlineError()
+        try:
+            result = _pixels_or_error(lambda: self.decoding.pixels(self.image))
+        except Exception as error:  # noqa: BLE001 - it must not harm the other images of the group
+            return error
+        return result, began_s, time.monotonic() - began_s
+
+
+class _Threads:
+    """A pool of threads that decode small images. While all threads are busy, images gather for the next group.
+
+    The images of a group are decoded in one call, by one thread. So small images that arrive together do not each wait
+    for a thread, which would cost more than decoding one. A group weighs at most GROUP_WEIGHT, or is a single image.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="decode")
+        self._idle = count
+        self._waiting: deque[tuple[_SmallImage, asyncio.Future[_Result]]] = deque()
+
+    async def decode(self, image: _SmallImage) -> _Result:
+        decoded: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((image, decoded))
+        self._start()
+        return await decoded
+
+    def close(self) -> None:
+        self._threads.shutdown()
+
+    def _start(self) -> None:
+        while self._idle and (group := self._next_group()):
+            self._idle -= 1
+            images = [image for image, _ in group]
+            running = asyncio.get_running_loop().run_in_executor(self._threads, _decode_all, images)
+            running.add_done_callback(partial(self._end, group))
+
+    def _next_group(self) -> list[tuple[_SmallImage, asyncio.Future[_Result]]]:
+        group: list[tuple[_SmallImage, asyncio.Future[_Result]]] = []
+        weight = 0
+        while self._waiting:
+            image, decoded = self._waiting[0]
+            if not decoded.done():  # else the caller was cancelled
+                weight += image.weight
+                if group and weight > GROUP_WEIGHT:
+                    break
+                group.append((image, decoded))
+            self._waiting.popleft()
+        return group
+
+    def _end(
+        self,
+        group: Sequence[tuple[_SmallImage, asyncio.Future[_Result]]],
+        running: asyncio.Future[list[_Result | Exception]],
+    ) -> None:
+        self._idle += 1
+        self._start()
+        for (_, decoded), result in zip(group, running.result(), strict=True):
+            if decoded.done():
+                continue
+            if isinstance(result, Exception):
+                decoded.set_exception(result)
+            else:
+                decoded.set_result(result)
+
+
+def _decode_all(images: Sequence[_SmallImage]) -> list[_Result | Exception]:
+    return [image.decode() for image in images]
 
 
 def _pixels_or_error(decode: Callable[[], Pixels]) -> Pixels | ImageError:

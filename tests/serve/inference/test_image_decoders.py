@@ -213,3 +213,58 @@ def test_the_loop_turns_while_an_image_that_holds_the_interpreter_is_decoded(slo
         assert threading.active_count() <= before + 1
 
     deciding(test)
+
+
+def test_small_images_that_arrive_together_are_decoded_in_groups(encode):
+    image = encode(Image.new("RGB", (32, 32)))
+    broken, commented = image[:-30], image + bytes(100_000)
+    threads = set()
+
+    class Recording(DecodeOptions):
+        def pixels(self, image):
+            threads.add(threading.current_thread().name)
+            return super().pixels(image)
+
+    async def test(decoders):
+        recording = Recording(DECODING.preprocess, DECODING.limits)
+        deadline_s = time.monotonic() + FOREVER_S
+        results = await asyncio.gather(
+            *(
+                decoders.decode(one, cost_of(image), recording, deadline_s)
+                for one in [image] * 20 + [broken, commented]
+            ),
+            decoders.decode(image, cost_of(image), recording, time.monotonic() - 1),
+            return_exceptions=True,
+        )
+        assert all(result[0].shape == (32, 32, 3) for result in results[:20])
+        assert isinstance(results[20], UndecodableImageError)
+        assert results[21][0].shape == (32, 32, 3)
+        assert isinstance(results[22], DeadlineError)
+        assert len(decoders.measured) == 22
+
+    deciding(test)
+    assert len(threads) == 1
+
+
+def test_an_image_whose_caller_was_cancelled_is_not_decoded(encode):
+    image, decoded = encode(Image.new("RGB", (32, 32))), []
+    release = threading.Event()
+
+    class Waiting(DecodeOptions):
+        def pixels(self, image):
+            decoded.append(image)
+            release.wait()
+            return super().pixels(image)
+
+    async def test(decoders):
+        waiting = Waiting(DECODING.preprocess, DECODING.limits)
+        deadline_s = time.monotonic() + FOREVER_S
+        tasks = [asyncio.create_task(decoders.decode(image, cost_of(image), waiting, deadline_s)) for _ in range(3)]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        release.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(results[1], asyncio.CancelledError)
+
+    deciding(test)
+    assert len(decoded) == 2
