@@ -105,7 +105,7 @@ def measure(
             times = scratch / f"{name}.json"
             for key, program, written in (
                 (name, ["-m", "tureen.cli", "serve"], None),
-                (f"{name}, timed", [str(ROOT / "benchmarks" / "profiled_server.py"), str(times)], times),
+                (f"{name}, timed", [str(tree / "benchmarks" / "profiled_server.py"), str(times)], times),
             ):
                 servers[key] = stack.enter_context(run_tree(tree, program, bundle, scratch / f"{key}.log")), written
         body = scratch / "response.json"

@@ -29,7 +29,7 @@ STAGES = {
     "parse": ("serve.connection.http_connection:HttpConnection.data_received",),
     "middleware, routing": ("serve.http.request_log:RequestLogMiddleware.__call__",),
     "query": (
-        "serve.api.classify:classify_parameters",
+        "serve.api.query:QueryCache.parse",
         "serve.api.classify:client_identity_of",
     ),
     "body": ("serve.api.classify:receive_body", "serve.api.classify:parse_images"),
@@ -42,8 +42,12 @@ STAGES = {
         "serve.api.classify:cancel_on_disconnect",
         "serve.http.body_stream:_wait_for_disconnect",
     ),
-    "decode": ("serve.inference.image_decoders:_decode_small",),
-    "decode hand-over": ("serve.inference.image_decoders:Decoders.decode",),
+    "decode": ("serve.inference.decode_process:DecodeOptions.pixels",),
+    "decode hand-over": (
+        "serve.inference.image_decoders:Decoders.decode",
+        "serve.inference.image_decoders:_Threads._end",
+        "serve.inference.image_decoders:_decode_all",
+    ),
     "mix": ("tureen.soup:_token_rows",),
     "batch hand-over": (
         "serve.inference.admitted_request:Admission.classify",
@@ -57,15 +61,21 @@ STAGES = {
         "tureen.engines.openvino_cpu:OpenVinoEngine.run",
         "tureen.engines.onnxruntime_cpu:OrtEngine.run",
     ),
-    "softmax": ("serve.api.responses:temperatures_of", "serve.api.responses:top_predictions"),
-    "JSON": ("serve.api.classify:_single_response", "serve.api.classify:_response"),
+    "softmax": ("serve.inference.loaded_model:row_outputs",),
+    "JSON": (
+        "serve.api.classify:served_model_fields",
+        "serve.api.classify:image_result",
+        "serve.api.classify:to_json",
+        "serve.api.classify:_response",
+    ),
     "send": ("uvicorn.protocols.http.httptools_impl:RequestResponseCycle.send",),
     "metrics": (
         "serve.http.request_log:record",
         "serve.telemetry.metrics:Metrics.observe_stages",
         "serve.inference.admission:Permits.export",
+        "serve.telemetry.pending_updates:PendingUpdates.apply",
     ),
-    "log": ("logging:Logger.log", "logging:Logger.handle"),
+    "log": ("serve.http.request_log:log_event", "serve.telemetry.logs:BatchedHandler.flush"),
     "trace": ("serve.http.request_log:_trace",),
 }
 

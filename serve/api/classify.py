@@ -6,23 +6,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from pydantic import BaseModel
 
 from serve.api.images import FORM_TYPE, JSON_TYPE, RequestImages, max_body_bytes, parse_images, parse_media_type
 from serve.api.openapi import query_parameters, request_body
-from serve.api.query import QueryParameters, classify_parameters, sweep_parameters
+from serve.api.query import QueryCache, QueryParameters, classify_parameters, sweep_parameters
 from serve.api.responses import (
     ClassifyListResponse,
     ClassifyResponse,
     SweepResponse,
     image_problem,
-    image_results,
+    image_result,
     served_model_fields,
     sweep_response,
+    to_json,
 )
-from serve.control.beta_choice import BetaChoice, ClientIdentity
+from serve.control.beta_choice import ClientIdentity
 from serve.errors import InvalidParameterError, RequestTooLargeError
 from serve.http.body_stream import BodyMemory, cancel_on_disconnect, receive_body
 from serve.http.client_identity import client_identity_of
@@ -46,6 +47,7 @@ def add_classify_routes(app: FastAPI, service: Service, memory: BodyMemory) -> A
     router = APIRouter(route_class=DirectRoute, tags=[CLASSIFY_TAG])
     has_two_tokens = service.bundle.manifest.has_two_tokens
     settings = service.settings
+    classify_queries, sweep_queries = QueryCache(classify_parameters, settings), QueryCache(sweep_parameters, settings)
 
     async def receive_images(request: Request, parameters: QueryParameters) -> RequestImages:
         """Receives the body of the request, and returns its images.
@@ -78,11 +80,11 @@ def add_classify_routes(app: FastAPI, service: Service, memory: BodyMemory) -> A
         },
     )
     async def classify(request: Request) -> Response:
-        parameters = classify_parameters(request.query_params, settings)
+        parameters = classify_queries.parse(request.scope["query_string"])
         client = client_identity_of(request, parameters.policy)
         images = await receive_images(request, parameters)
         readable = images.readable() if images.is_list else [images.single()]
-        body: ClassifyResponse | ClassifyListResponse
+        body: dict[str, Any]
         with service.admit(readable, timeout_ms=parameters.timeout_ms, arrived_s=arrived_s(request.scope)) as admission:
             if images.is_list:
                 body, results = await cancel_on_disconnect(
@@ -93,11 +95,15 @@ def add_classify_routes(app: FastAPI, service: Service, memory: BodyMemory) -> A
                 (result,) = await cancel_on_disconnect(request, admission.classify([choice]))
                 if isinstance(result, TureenError):
                     raise result
-                body, results = _single_response(admission, choice, result, parameters.top_k), [result]
+                body = {
+                    **image_result(admission, result, choice, parameters.top_k),
+                    **served_model_fields(admission, [choice]),
+                }
+                results = [result]
                 access_fields(request.scope).update(beta=choice.beta, beta_source=choice.source)
                 if choice.mix is not None:
                     access_fields(request.scope).update(mix=dict(choice.mix.weights))
-        return _response(request, body, results)
+        return _response(request, to_json(body), results)
 
     @router.post(
         "/sweep",
@@ -110,7 +116,7 @@ def add_classify_routes(app: FastAPI, service: Service, memory: BodyMemory) -> A
         },
     )
     async def sweep(request: Request) -> Response:
-        parameters = sweep_parameters(request.query_params, settings)
+        parameters = sweep_queries.parse(request.scope["query_string"])
         client = client_identity_of(request)
         images = await receive_images(request, parameters)
         if len(images.images) != 1 or images.choices != [None]:
@@ -124,56 +130,36 @@ def add_classify_routes(app: FastAPI, service: Service, memory: BodyMemory) -> A
             admission.active_settings.check(betas, client)
             result = await cancel_on_disconnect(request, admission.sweep(betas))
             body = sweep_response(admission, betas, result.logits, parameters.top_k)
-        return _response(request, body, [result])
+        return _response(request, body.model_dump_json(), [result])
 
     app.include_router(router)
     return router
 
 
-def _single_response(admission: Admission, choice: BetaChoice, result: InferenceResult, top_k: int) -> ClassifyResponse:
-    (image,) = image_results(admission, [result.logits[0]], [choice], top_k)
-    return ClassifyResponse(
-        **served_model_fields(admission, [choice]),
-        beta=image.beta,
-        strength=image.strength,
-        mix=image.mix,
-        beta_source=image.beta_source,
-        predictions=image.predictions,
-    )
-
-
 async def _classify_list(
     admission: Admission, images: RequestImages, parameters: QueryParameters, client: ClientIdentity
-) -> tuple[ClassifyListResponse, list[InferenceResult]]:
-    """Classifies several images. Returns the response, and the results of the images that did not fail."""
+) -> tuple[dict[str, Any], list[InferenceResult]]:
+    """Classifies several images. Returns a ClassifyListResponse, and the results of the images that did not fail."""
     choices = [admission.choose(_first_given(choice, parameters.choice), client) for choice in images.choices]
     readable = [choice for image, choice in zip(images.images, choices, strict=True) if isinstance(image, bytes)]
     results = iter(await admission.classify(readable))
     outcomes = [next(results) if isinstance(image, bytes) else image for image in images.images]
-    classified = [
-        (one, choice) for one, choice in zip(outcomes, choices, strict=True) if isinstance(one, InferenceResult)
+    entries = [
+        image_result(admission, outcome, choice, parameters.top_k)
+        if isinstance(outcome, InferenceResult)
+        else image_problem(outcome)
+        for outcome, choice in zip(outcomes, choices, strict=True)
     ]
-    entries = iter(
-        image_results(
-            admission,
-            [result.logits[0] for result, _ in classified],
-            [choice for _, choice in classified],
-            parameters.top_k,
-        )
-    )
-    response = ClassifyListResponse(
-        **served_model_fields(admission, choices),
-        results=[image_problem(one) if isinstance(one, TureenError) else next(entries) for one in outcomes],
-    )
-    return response, [result for result, _ in classified]
+    response = {**served_model_fields(admission, choices), "results": entries}
+    return response, [outcome for outcome in outcomes if isinstance(outcome, InferenceResult)]
 
 
 def _first_given(of_image: GivenChoice | None, of_query: GivenChoice | None) -> GivenChoice | None:
     return of_query if of_image is None else of_image
 
 
-def _response(request: Request, body: BaseModel, results: Sequence[InferenceResult]) -> Response:
-    """Returns the HTTP response with the body as JSON. results: of the classified images.
+def _response(request: Request, body: str, results: Sequence[InferenceResult]) -> Response:
+    """Returns the HTTP response. body: JSON. results: of the classified images.
 
     The header Server-Timing has, for each stage (decode, queue, inference), the longest time of any image in
     milliseconds. The log event of the request has these times too.
@@ -184,7 +170,7 @@ def _response(request: Request, body: BaseModel, results: Sequence[InferenceResu
     }
     access_fields(request.scope).update(stages)
     return Response(
-        body.model_dump_json(),
+        body,
         media_type="application/json",
         headers={"Server-Timing": ", ".join(f"{stage};dur={ms}" for stage, ms in stages.items())},
     )

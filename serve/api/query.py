@@ -5,7 +5,9 @@ An unknown parameter is an error, because a misspelt `beta` must not be ignored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from starlette.datastructures import QueryParams
 
@@ -23,6 +25,9 @@ from tureen.tokens import (
     strength_grid,
 )
 
+CACHED_QUERIES = 256  # the latest queries, of each route: clients repeat theirs
+CACHED_QUERY_BYTES = 256  # a longer query is parsed each time
+
 CHOICES = ("beta", "strength", "token", "mix", "policy")
 EXCLUSIVE = (("beta", "strength", "mix", "policy"), ("token", "mix", "policy"), ("betas", "strengths"))
 
@@ -36,6 +41,22 @@ class QueryParameters:
     betas: list[float] | list[Strength]  # parameter betas or strengths of /sweep; ascending, without duplicates
     top_k: int  # number of labels in the response, for each image
     timeout_ms: int  # deadline of the request
+
+
+class QueryCache:
+    """Parses the query strings of one route, and keeps the latest results."""
+
+    def __init__(self, parse: Callable[[QueryParams, Settings], QueryParameters], settings: Settings) -> None:
+        """parse: parses a query, or raises an error. An error is not kept."""
+        self._parse, self._settings = parse, settings
+        self._parse_cached = lru_cache(CACHED_QUERIES)(self._parse_new)
+
+    def parse(self, query: bytes) -> QueryParameters:
+        """Returns the parameters of a query string. Raises the errors of `parse`."""
+        return self._parse_cached(query) if len(query) <= CACHED_QUERY_BYTES else self._parse_new(query)
+
+    def _parse_new(self, query: bytes) -> QueryParameters:
+        return self._parse(QueryParams(query), self._settings)
 
 
 def classify_parameters(query: QueryParams, settings: Settings) -> QueryParameters:

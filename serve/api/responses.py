@@ -1,21 +1,25 @@
-"""Defines the response bodies of /classify and /sweep, also for OpenAPI, and builds them from logits."""
+"""Defines the response bodies of /classify and /sweep, also for OpenAPI, and builds them from the results."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from serve.control.beta_choice import BetaChoice, BetaSource, is_calibrated, temperatures_of
+from serve.control.beta_choice import BetaChoice, BetaSource, is_calibrated
 from serve.http.problems import Problem, problem_of
 from serve.inference.admitted_request import Admission
-from tureen.bundle.manifest import Manifest
+from serve.inference.loaded_model import InferenceResult
 from tureen.errors import TureenError
 from tureen.interface.predictions import Prediction
-from tureen.soup import sweep_result, top_predictions
+from tureen.soup import sweep_result
+
+to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+"""Writes a response body as JSON text."""
 
 
 class ServedModel(BaseModel):
@@ -122,36 +126,30 @@ def served_model_fields(admission: Admission, choices: Sequence[BetaChoice] = ()
     }
 
 
-def image_results(
-    admission: Admission, logits: Sequence[NDArray[np.float32]], choices: Sequence[BetaChoice], top_k: int
-) -> list[ImageResult]:
-    """Returns the result of each image: its β, the source of the β, and the top_k most probable labels.
+def image_result(admission: Admission, result: InferenceResult, choice: BetaChoice, top_k: int) -> dict[str, Any]:
+    """Returns an ImageResult as a dictionary: the choice of the image, and its top_k most probable labels.
 
-    logits: of each image, float32 (number of labels,). choices: the β or the mix of each image.
+    A dictionary costs less than the model, and `to_json` writes it.
     """
-    manifest = admission.model.bundle.manifest
-    temperatures = temperatures_of(choices, admission.model.soup.temperatures).tolist()
-    return [
-        _image_result(row, choice, manifest, top_k, temperature)
-        for row, choice, temperature in zip(logits, choices, temperatures, strict=True)
-    ]
+    manifest, (output,) = admission.model.bundle.manifest, result.outputs
+    best = output.order[:top_k]
+    return {
+        "beta": choice.beta,
+        "strength": None
+        if choice.beta is None or choice.mix is not None
+        else manifest.strength.strength_at(choice.beta),
+        "mix": None if choice.mix is None else dict(choice.mix.weights),
+        "beta_source": choice.source,
+        "predictions": [
+            {"label": manifest.labels[index], "index": index, "probability": probability}
+            for index, probability in zip(best.tolist(), output.probabilities[best].tolist(), strict=True)
+        ],
+    }
 
 
-def _image_result(
-    logits: NDArray[np.float32], choice: BetaChoice, manifest: Manifest, top_k: int, temperature: float
-) -> ImageResult:
-    return ImageResult(
-        beta=choice.beta,
-        strength=None if choice.beta is None or choice.mix is not None else manifest.strength.strength_at(choice.beta),
-        mix=None if choice.mix is None else dict(choice.mix.weights),
-        beta_source=choice.source,
-        predictions=top_predictions(logits, manifest.labels, top_k, temperature),
-    )
-
-
-def image_problem(error: TureenError) -> ImageProblem:
-    """Returns the entry for an image that failed, in the response to several images. error: of the image."""
-    return ImageProblem(problem=problem_of(error))
+def image_problem(error: TureenError) -> dict[str, Any]:
+    """Returns an ImageProblem as a dictionary: the entry for an image that failed. error: of the image."""
+    return {"problem": problem_of(error).model_dump()}
 
 
 def sweep_response(admission: Admission, betas: list[float], logits: NDArray[np.float32], top_k: int) -> SweepResponse:

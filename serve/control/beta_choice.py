@@ -22,9 +22,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from serve.control.settings_state import KeyPolicy, MixPolicy, SettingsState, tokens_of
 from serve.errors import (
     BetaOutOfBoundsError,
@@ -177,16 +174,6 @@ class ActiveSettings:
         if not state.beta_min <= beta <= state.beta_max:
             raise BetaOutOfBoundsError(beta, state.beta_min, state.beta_max)
         return BetaChoice(beta, source, self.revision)
-
-
-def temperatures_of(choices: Sequence[BetaChoice], fitted: Temperatures) -> NDArray[np.float64]:
-    """Returns the temperature of each choice, float64 (len(choices),). It is 1 for a mix: none is fitted for it.
-
-    fitted: the temperatures by β.
-    """
-    temperatures = fitted.at([choice.beta for choice in choices])
-    temperatures[[choice.mix is not None for choice in choices]] = 1
-    return temperatures
 
 
 def is_calibrated(choices: Sequence[BetaChoice], fitted: Temperatures) -> bool:

@@ -25,6 +25,7 @@ from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
 from serve.telemetry.request_trace import REQUEST_TRACE, StageTimes
 from tureen.bundle.bundle import Bundle
+from tureen.bundle.manifest import Temperatures
 from tureen.bundle.token_file import Token, read_tokens
 from tureen.engines import open_engine
 from tureen.engines.base import TOKEN_BATCH
@@ -32,7 +33,7 @@ from tureen.engines.paired import CPU_ENGINES, PairedEngine
 from tureen.errors import TureenError
 from tureen.image_cost import LEAST_COST, ImageCost, image_cost
 from tureen.preprocess import ImageLimits, Pixels
-from tureen.soup import Soup
+from tureen.soup import Soup, probabilities
 
 Row = tuple[Pixels, float | NDArray[np.float32]]  # an image, and its β or its token (D,)
 START_RUNS = 3  # timed runs that measure the speed of the machine
@@ -54,15 +55,32 @@ class InferenceRequest:
 
 
 @dataclass(frozen=True)
-class InferenceResult(StageTimes):
-    """The logits of an image at each of its β, the pixels, and the times of decoding, queue and inference.
+class RowOutput:
+    """The output of one row.
 
-    logits: float32 (len(betas), K). pixels: uint8 (H, W, 3). The times of queue and inference are those of the row that
-    ran last.
+    logits: float32 (K,). probabilities: float64 (K,), the softmax of logits / temperature. order: int (K,), the labels
+    by descending logits; equal logits keep the order of the labels.
     """
 
     logits: NDArray[np.float32]
+    probabilities: NDArray[np.float64]
+    order: NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class InferenceResult(StageTimes):
+    """The outputs of an image at each of its β, the pixels, and the times of decoding, queue and inference.
+
+    pixels: uint8 (H, W, 3). The times of queue and inference are those of the row that ran last.
+    """
+
+    outputs: Sequence[RowOutput]  # one for each β
     pixels: Pixels
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """The logits at each β, float32 (len(betas), K)."""
+        return np.stack([output.logits for output in self.outputs])
 
 
 class LoadedModel:
@@ -98,7 +116,7 @@ class LoadedModel:
             metrics.batch_images.observe(size)
             on_run(size, seconds)
 
-        self._batcher: Batcher[Row, NDArray[np.float32]] = Batcher(
+        self._batcher: Batcher[Row, RowOutput] = Batcher(
             self._run,
             max_batch=settings.max_batch,
             max_waiting=settings.max_waiting_images,
@@ -107,7 +125,7 @@ class LoadedModel:
             background_run_s=settings.job_run_ms / 1000,
             on_batch=on_batch,
             on_dropped=lambda reason, count: metrics.dropped.labels(reason).inc(count),
-            on_waiting=metrics.queue_images.set,
+            on_waiting=partial(metrics.pending.set, metrics.queue_images),
             on_failed=metrics.engine_failures.inc,
         )
 
@@ -149,7 +167,7 @@ class LoadedModel:
             return error
         last = max(row_results, key=lambda row_result: row_result.batch_began_s)
         result = InferenceResult(
-            logits=np.stack([row_result.output for row_result in row_results]),
+            outputs=[row_result.output for row_result in row_results],
             pixels=pixels,
             decode_began_s=decode_began_s,
             decode_s=decode_s,
@@ -182,7 +200,7 @@ class LoadedModel:
             row_results = await asyncio.gather(*submitted, return_exceptions=True)
             for row, row_result in zip(missing, row_results, strict=True):
                 if not isinstance(row_result, BaseException):
-                    logits[row] = row_result.output
+                    logits[row] = row_result.output.logits
                 elif not isinstance(row_result, OverloadedError):
                     raise row_result
             if len(logits) < len(betas):
@@ -242,11 +260,27 @@ class LoadedModel:
         await self._batcher.close()
         self.soup.close()
 
-    def _run(self, rows: Sequence[Row]) -> Sequence[NDArray[np.float32]]:
-        logits = self.soup.logits(np.stack([pixels for pixels, _ in rows]), [beta for _, beta in rows])
+    def _run(self, rows: Sequence[Row]) -> Sequence[RowOutput]:
+        choices = [choice for _, choice in rows]
+        logits = self.soup.logits(np.stack([pixels for pixels, _ in rows]), choices)
         if not np.isfinite(logits).all():
             raise ArithmeticError("the engine returned logits that are not finite")  # the batcher finds the row
-        return list(logits)
+        return row_outputs(logits, choices, self.soup.temperatures)
+
+
+def row_outputs(
+    logits: NDArray[np.float32], choices: Sequence[float | NDArray[np.float32]], temperatures: Temperatures
+) -> list[RowOutput]:
+    """Returns the output of each row of a batch. Computes them together, which costs little more than for one row.
+
+    logits: float32 (B, K). choices: the β of each row, or its token. The temperature of a token is 1, because none is
+    fitted for it.
+    """
+    is_token = [isinstance(choice, np.ndarray) for choice in choices]
+    divisors = temperatures.at([None if isinstance(choice, np.ndarray) else choice for choice in choices])
+    divisors[is_token] = 1
+    order = np.argsort(-logits, axis=1, kind="stable")
+    return list(map(RowOutput, logits, probabilities(logits, divisors), order))
 
 
 def open_soup(bundle: Bundle, settings: Settings) -> tuple[Soup, StartSpeed]:

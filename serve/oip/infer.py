@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from serve.control.beta_choice import BetaChoice, ClientIdentity, is_calibrated, temperatures_of
+from serve.control.beta_choice import BetaChoice, ClientIdentity, is_calibrated
 from serve.errors import DeadlineError, InvalidRequestError
 from serve.inference.admitted_request import Admission
-from serve.inference.loaded_model import InferenceResult
+from serve.inference.loaded_model import InferenceResult, RowOutput
 from serve.inference.service import Service
 from serve.oip.codec import InferResponse
 from serve.oip.request import LOGITS, InferRequest, RequestedOutput, RequestLimits
@@ -21,7 +20,6 @@ from serve.oip.statistics import Statistics
 from serve.oip.tensors import BYTES, Tensor
 from tureen.bundle.manifest import Manifest
 from tureen.errors import ImageError, TureenError
-from tureen.soup import probabilities
 
 
 def request_limits(service: Service) -> RequestLimits:
@@ -51,10 +49,8 @@ async def infer(
     results = [outcome for outcome in outcomes if isinstance(outcome, InferenceResult)]
     started = time.perf_counter()
     manifest = admission.model.bundle.manifest
-    logits = np.concatenate([result.logits for result in results])
-    temperatures = admission.model.soup.temperatures
-    by_image = temperatures_of(choices, temperatures)
-    outputs = tuple(_output(output, logits, by_image, manifest.labels) for output in request.outputs)
+    rows = [output for result in results for output in result.outputs]
+    outputs = tuple(_output(output, rows, manifest.labels) for output in request.outputs)
     statistics.add(
         images=len(results),
         decode_s=max(result.decode_s for result in results),
@@ -62,7 +58,8 @@ async def infer(
         inference_s=max(result.inference_s for result in results),
         output_s=time.perf_counter() - started,
     )
-    parameters = {**_response_parameters(choices, manifest), "calibrated": is_calibrated(choices, temperatures)}
+    calibrated = is_calibrated(choices, admission.model.soup.temperatures)
+    parameters = {**_response_parameters(choices, manifest), "calibrated": calibrated}
     return InferResponse(manifest.name, manifest.version, request.id, parameters, outputs)
 
 
@@ -100,23 +97,20 @@ def _response_parameters(choices: Sequence[BetaChoice], manifest: Manifest) -> d
     return {"beta": ",".join(map(str, betas)), "strength": ",".join(map(str, strengths)), **parameters}
 
 
-def _output(
-    requested: RequestedOutput, logits: NDArray[np.float32], temperatures: NDArray[np.float64], labels: Sequence[str]
-) -> Tensor:
+def _output(requested: RequestedOutput, rows: Sequence[RowOutput], labels: Sequence[str]) -> Tensor:
     """Returns the tensor of one requested output: FP32 (B, K), or BYTES (B, N) if the request asks for N labels.
 
-    logits: float32 (B, K). temperatures: (B,), by which logits are divided for probabilities. An element of BYTES is
-    the text `VALUE:INDEX:LABEL`.
+    rows: B, one for each image. An element of BYTES is the text `VALUE:INDEX:LABEL`.
     """
-    values = logits if requested.name == LOGITS else probabilities(logits, temperatures).astype(np.float32)
+    is_logits = requested.name == LOGITS
+    values = np.array([row.logits if is_logits else row.probabilities for row in rows], np.float32)
     if not requested.classification:
         return Tensor(requested.name, "FP32", values.shape, values)
     count = min(requested.classification, len(labels))
-    # Sorted by logits for each output, with ties in the order of the labels: /classify returns the same order.
-    best = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+    # The same order for each output, which is that of /classify.
     elements = [
-        f"{row[index]:.6f}:{index}:{labels[index]}".encode()
-        for row, indices in zip(values, best, strict=True)
-        for index in indices
+        f"{row_values[index]:.6f}:{index}:{labels[index]}".encode()
+        for row_values, row in zip(values, rows, strict=True)
+        for index in row.order[:count]
     ]
     return Tensor(requested.name, BYTES, (len(values), count), elements)

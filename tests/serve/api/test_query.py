@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import QueryParams
 
-from serve.api.query import QueryParameters, classify_parameters, sweep_parameters
+from serve.api.query import CACHED_QUERY_BYTES, QueryCache, QueryParameters, classify_parameters, sweep_parameters
 from serve.errors import InvalidParameterError
 from serve.settings import Settings
 from tureen.errors import InvalidBetaError, InvalidMixError, InvalidStrengthError, TureenError
@@ -177,3 +177,21 @@ def test_any_query_gives_parameters_within_the_limits_or_a_documented_error(item
 def test_an_invalid_mix_is_refused(mix):
     with pytest.raises(InvalidMixError):
         classify(f"mix={mix}")
+
+
+def test_a_repeated_query_is_parsed_once_and_a_long_one_each_time():
+    parsed = []
+
+    def parse(query, settings):
+        parsed.append(str(query))
+        return classify_parameters(query, settings)
+
+    cache = QueryCache(parse, SETTINGS)
+    assert cache.parse(b"beta=0.5") is cache.parse(b"beta=0.5")
+    assert cache.parse(b"beta=0.25").choice == 0.25
+    assert parsed == ["beta=0.5", "beta=0.25"]
+    with pytest.raises(InvalidParameterError):
+        cache.parse(b"beta=0.5&beta=0.5")
+    long = b"beta=0." + b"0" * CACHED_QUERY_BYTES
+    assert cache.parse(long) == cache.parse(long)
+    assert len(parsed) == 5

@@ -7,13 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.api.responses import image_problem, image_results, served_model_fields, sweep_response
+from serve.api.responses import (
+    ClassifyListResponse,
+    ClassifyResponse,
+    image_problem,
+    image_result,
+    served_model_fields,
+    sweep_response,
+    to_json,
+)
 from serve.control.beta_choice import ActiveSettings, BetaChoice
 from serve.errors import InferenceError
 from serve.http.problems import INTERNAL_DETAIL
+from serve.inference.loaded_model import InferenceResult, row_outputs
 from tureen.bundle.manifest import UNCALIBRATED, Temperatures
 from tureen.bundle.strength_curve import StrengthCurve
 from tureen.errors import TureenError, UndecodableImageError
+from tureen.tokens import Mix
 
 LABELS = ["cat", "dog", "owl"]
 
@@ -65,12 +75,28 @@ def test_a_response_names_the_model_its_calibration_and_the_revision_of_the_sett
     assert served_model_fields(CALIBRATED) == {**fields, "calibrated": True}
 
 
-def test_each_image_of_a_list_has_the_temperature_of_its_beta():
-    choices = [BetaChoice(beta, "request", 12) for beta in (0.0, 0.5, 1.0, None)]
-    results = image_results(CALIBRATED, logits(*[[2, 0, 0]] * 4), choices, 1)
-    for result, temperature in zip(results, (1, 2, 3, 1), strict=True):
-        share = np.exp(2 / temperature) / (np.exp(2 / temperature) + 2)
-        assert result.predictions[0].probability == pytest.approx(share)
+def result(row, choice, temperatures=UNCALIBRATED):
+    """The result of an image with these logits."""
+    outputs = row_outputs(logits(row), [0.0 if choice.beta is None else choice.beta], temperatures)
+    return InferenceResult(0.0, 0.0, 0.0, 0.0, 0.0, 1, outputs=outputs, pixels=np.zeros((1, 1, 3), np.uint8))
+
+
+def test_the_bodies_are_those_of_the_schema():
+    choice = BetaChoice(0.75, "request", 12)
+    fields, image = (
+        served_model_fields(CALIBRATED, [choice]),
+        image_result(CALIBRATED, result([1, 3, 2], choice), choice, 2),
+    )
+    single = to_json({**image, **fields})
+    assert ClassifyResponse.model_validate_json(single).model_dump_json() == single
+    several = to_json({**fields, "results": [image, image_problem(UndecodableImageError("it is cut"))]})
+    assert ClassifyListResponse.model_validate_json(several).model_dump_json() == several
+
+
+def test_the_results_of_an_image_have_the_choice_that_is_a_mix():
+    choice = BetaChoice(0.3, "request", 12, Mix((("fog", 0.7), ("robust", 0.3))))
+    image = image_result(Admission(), result([1, 3, 2], choice), choice, 1)
+    assert (image["strength"], image["mix"]) == (None, {"fog": 0.7, "robust": 0.3})
 
 
 def test_a_sweep_has_the_temperature_of_each_beta():
@@ -91,19 +117,21 @@ def test_a_sweep_has_the_temperature_of_each_beta():
     ],
 )
 def test_an_image_result_holds_the_most_probable_labels_first(row, top_k, labels):
-    (result,) = image_results(Admission(), logits(row), [BetaChoice(0.75, "key", 12)], top_k)
-    assert (result.beta, result.strength, result.beta_source) == (0.75, 0.6, "key")
-    assert [prediction.label for prediction in result.predictions] == labels
-    assert [LABELS[prediction.index] for prediction in result.predictions] == labels
-    probabilities = [prediction.probability for prediction in result.predictions]
+    choice = BetaChoice(0.75, "key", 12)
+    image = image_result(Admission(), result(row, choice), choice, top_k)
+    assert (image["beta"], image["strength"], image["beta_source"]) == (0.75, 0.6, "key")
+    assert [prediction["label"] for prediction in image["predictions"]] == labels
+    assert [LABELS[prediction["index"]] for prediction in image["predictions"]] == labels
+    probabilities = [prediction["probability"] for prediction in image["predictions"]]
     assert probabilities == sorted(probabilities, reverse=True)
     if len(labels) == len(LABELS):
         assert sum(probabilities) == pytest.approx(1)
 
 
 def test_the_beta_and_the_strength_of_a_model_of_one_token_are_null():
-    (result,) = image_results(Admission(), logits([1, 2, 3]), [BetaChoice(None, "bundle", 0)], 1)
-    assert (result.beta, result.strength) == (None, None)
+    choice = BetaChoice(None, "bundle", 0)
+    image = image_result(Admission(), result([1, 2, 3], choice), choice, 1)
+    assert (image["beta"], image["strength"]) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -115,10 +143,10 @@ def test_the_beta_and_the_strength_of_a_model_of_one_token_are_null():
     ],
 )
 def test_an_image_problem_is_the_row_of_the_table(error, status, code, detail):
-    problem = image_problem(error).problem
-    assert (problem.status, problem.code) == (status, code)
-    assert detail in problem.detail
-    assert "secret" not in problem.detail
+    problem = image_problem(error)["problem"]
+    assert (problem["status"], problem["code"]) == (status, code)
+    assert detail in problem["detail"]
+    assert "secret" not in problem["detail"]
 
 
 def test_a_sweep_has_a_curve_for_each_label_by_its_highest_probability():

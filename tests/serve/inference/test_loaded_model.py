@@ -8,12 +8,20 @@ import pytest
 from serve.errors import DeadlineError, InferenceError
 from serve.inference.batch_policy import Priority
 from serve.inference.image_decoders import Decoders
-from serve.inference.loaded_model import InferenceRequest, LoadedModel, measure_run_s, open_soup, warm_sizes
+from serve.inference.loaded_model import (
+    InferenceRequest,
+    LoadedModel,
+    measure_run_s,
+    open_soup,
+    row_outputs,
+    warm_sizes,
+)
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
 from serve.telemetry.request_trace import REQUEST_TRACE, RequestTrace
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.examples import EXAMPLES
+from tureen.bundle.manifest import Temperatures
 from tureen.errors import ImageError
 
 BUNDLE = load_bundle(EXAMPLES / "cifar10")
@@ -56,6 +64,16 @@ def test_pixels_have_the_logits_of_the_library_at_each_beta():
         assert result.batch_size <= 3
 
     assert images_measured(loaded(test)) == 1
+
+
+def test_each_row_of_a_batch_has_the_temperature_of_its_beta_and_a_token_has_none():
+    logits = np.array([[2, 0, 0]] * 4, np.float32)
+    choices = [0.0, 0.5, 1.0, np.zeros(8, np.float32)]
+    outputs = row_outputs(logits, choices, Temperatures(betas=(0, 1), values=(1, 3)))
+    for output, temperature in zip(outputs, (1, 2, 3, 1), strict=True):
+        share = np.exp(2 / temperature) / (np.exp(2 / temperature) + 2)
+        assert output.probabilities[0] == pytest.approx(share)
+        assert output.order.tolist() == [0, 1, 2]  # ties keep the order of the labels
 
 
 def test_errors_are_returned_and_the_end_of_decoding_is_reported_also_then():

@@ -9,7 +9,7 @@ import pytest
 from serve.control.beta_choice import ActiveSettings, ClientIdentity
 from serve.control.settings_state import SettingsState
 from serve.errors import DeadlineError, InferenceError, InvalidRequestError
-from serve.inference.loaded_model import InferenceResult
+from serve.inference.loaded_model import InferenceResult, row_outputs
 from serve.oip.infer import infer
 from serve.oip.request import InferRequest, RequestedOutput
 from serve.oip.statistics import Statistics
@@ -64,9 +64,9 @@ class Admission:
         return list(self.outcomes)
 
 
-def result(*logits, decode_s=0.0, queue_s=0.0, inference_s=0.0):
+def result(*logits, beta=0.0, temperatures=UNCALIBRATED, decode_s=0.0, queue_s=0.0, inference_s=0.0):
     return InferenceResult(
-        logits=np.array([logits], np.float32),
+        outputs=row_outputs(np.array([logits], np.float32), [beta], temperatures),
         pixels=np.zeros((4, 4, 3), np.uint8),
         decode_began_s=0.0,
         decode_s=decode_s,
@@ -130,7 +130,9 @@ def test_outputs_are_logits_probabilities_or_labels_in_the_order_of_the_request(
 
 
 def test_probabilities_have_the_temperature_of_the_beta_of_their_image_and_logits_have_none():
-    admission = Admission(*[result(2, 0, 0)] * 3, temperatures=Temperatures(betas=(0, 1), values=(1, 3)))
+    temperatures = Temperatures(betas=(0, 1), values=(1, 3))
+    results = [result(2, 0, 0, beta=beta, temperatures=temperatures) for beta in (0, 0.5, 1)]
+    admission = Admission(*results, temperatures=temperatures)
     response = run(request(0, 0.5, 1, outputs=(LOGITS, RequestedOutput("probabilities"))), admission)
     logits, probabilities = response.outputs
     np.testing.assert_array_equal(logits.data, np.array([[2, 0, 0]] * 3, np.float32))
