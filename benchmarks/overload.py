@@ -21,8 +21,9 @@ BELOW_CAPACITY, AT_CAPACITY, OVERLOADED, AFTERWARDS = (
     5.0,
     0.5,
 )  # shares of the capacity, in the order of the phases
-# Keeps accepted requests fast. The default is one second, which allows bursts.
-QUEUE_FLAGS = ("--max-queue-ms", "120")
+# Keeps accepted requests fast. The default is one second, which allows bursts. Each request is one of another client,
+# although the generator sends it over an open connection, so no refusal is delayed.
+QUEUE_FLAGS = ("--max-queue-ms", "120", "--refusal-delay-ms", "0")
 CAPACITY_CONNECTIONS = 16  # enough to saturate the machine, too few for a refusal
 PROBE_S = 0.1  # between two probes of /healthz and of memory
 PROBE = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"

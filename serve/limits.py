@@ -47,6 +47,8 @@ class ConnectionLimits:
     max_discarded_bytes: int = 32 * 2**20  # of a refused body; a client may read the response only after sending it
     max_connections: int = 1024  # a further connection gets 503
     max_probe_connections: int = 16  # beyond max_connections, each for one health probe
+    refusal_delay_s: float = 0.2  # of a refusal to a client that repeats its request before Retry-After; 0: none
+    max_delayed_refusals: int = 256  # that are being delayed; a further one is sent immediately
     probe_timeout_s: float = 2.0  # for the head of a health probe
 
     @property

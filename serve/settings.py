@@ -287,6 +287,18 @@ class Settings(BaseModel):
         description="seconds that an idle connection stays open; must exceed the idle timeout of the load balancer, "
         "often 60",
     )
+    refusal_delay_ms: int = Field(
+        default=200,
+        ge=0,
+        le=1000,
+        description="delay of the refusal (429, 503) to a connection that repeats its request before Retry-After; 0: "
+        "none",
+    )
+    max_delayed_refusals: int = Field(
+        default=256,
+        ge=0,
+        description="maximum of refusals that a process delays at a time; a further one is sent immediately",
+    )
     drain_delay_s: float = Field(
         default=0,
         ge=0,
@@ -369,6 +381,8 @@ class Settings(BaseModel):
             min_body_rate=self.min_body_rate,
             send_timeout_s=self.send_timeout_s,
             max_connections=self.max_connections,
+            refusal_delay_s=self.refusal_delay_ms / 1000,
+            max_delayed_refusals=self.max_delayed_refusals,
         )
 
     @property

@@ -27,6 +27,11 @@ class ErrorResponse:
     kind: ProblemType  # status, code and title
     response: Response  # the same response, with its body
 
+    @property
+    def retry_after_s(self) -> float:
+        """The seconds of the header Retry-After; 0 without it."""
+        return float(self.response.headers.get("retry-after", 0))
+
     def to_bytes(self, request_id: str, more_headers: Headers, *, keep_alive: bool, is_head: bool) -> bytes:
         """Returns the whole response as bytes. more_headers: additional headers.
 

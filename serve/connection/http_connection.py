@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn, cast
 
 from starlette.types import Receive, Scope, Send
@@ -18,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from serve.connection.deadlines import Phase, late_error, must_abort
 from serve.connection.deferred_start import DeferredStartProtocol
 from serve.connection.error_bytes import ErrorResponse, error_response_of
+from serve.connection.impatience import Impatience
 from serve.connection.parser import StopParsing, parse
 from serve.connection.request_rules import PROBES, Headers, chunk_error, content_length, has_body, head_error
 from serve.errors import (
@@ -51,6 +53,7 @@ class HttpConnection(DeferredStartProtocol):
     metrics: Metrics
     probes: set[HttpConnection]  # connections beyond max_connections, each for one health probe
     surplus: set[HttpConnection]  # connections beyond both limits, which get a 503 and end
+    delayed: set[HttpConnection]  # connections whose client waits for a delayed refusal
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -66,6 +69,8 @@ class HttpConnection(DeferredStartProtocol):
         self._unsent_since_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._disconnection = Disconnection()
+        self._impatience = Impatience(self.limits)
+        self._send_delayed: Callable[[], None] | None = None  # sends the refusal that waits, if there is one
 
     # The connection
 
@@ -92,6 +97,8 @@ class HttpConnection(DeferredStartProtocol):
             self._timer.cancel()
         self.probes.discard(self)
         self.surplus.discard(self)
+        self.delayed.discard(self)
+        self._send_delayed = None
         if not self.is_started:
             self._unstarted = None
             self._count(error_response_of(IncompleteBodyError(), self._path), self._scope())
@@ -133,6 +140,7 @@ class HttpConnection(DeferredStartProtocol):
 
     def on_message_begin(self) -> None:
         self._started_in_read += 1
+        self._end_delay()  # before the response to a pipelined request
         if self._is_last:
             raise StopParsing
         if self._started_in_read > self.limits.max_pipelined:
@@ -170,7 +178,7 @@ class HttpConnection(DeferredStartProtocol):
             access_fields(self._scope())["route"] = route
             if error is not None:
                 self._enter(Phase.BODY)
-                self._refuse(error_response_of(error, self._path))
+                self._refuse(error_response_of(error, self._path), may_delay=True)
                 return
         cast(dict[str, Any], self.scope)[DISCONNECTION] = self._disconnection
         super().on_headers_complete()
@@ -257,11 +265,12 @@ class HttpConnection(DeferredStartProtocol):
 
     # Refusals
 
-    def _refuse(self, refusal: ErrorResponse) -> None:
+    def _refuse(self, refusal: ErrorResponse, *, may_delay: bool = False) -> None:
         """Sends the refusal of a request with a valid head, after the responses to earlier requests.
 
         The application does not receive the request. The connection discards the body of the request. If the client
-        does not read responses, aborts the connection instead and raises StopParsing.
+        does not read responses, aborts the connection instead and raises StopParsing. may_delay: whether the refusal is
+        delayed for a client that repeats its request too early. Meanwhile the connection reads nothing.
         """
         keep_alive = (
             self.parser.should_keep_alive()
@@ -282,10 +291,43 @@ class HttpConnection(DeferredStartProtocol):
             self._is_last = True
             self.transport.abort()
             raise StopParsing
-        self._write(refusal, keep_alive=keep_alive)
         self._is_refused = True
+        self._count(refusal, self._scope())
+        delay_s = 0.0
+        if may_delay and not self.server_state.is_draining:
+            delay_s = self._impatience.delay_s(
+                now_s=self.loop.time(), retry_after_s=refusal.retry_after_s, delayed=len(self.delayed)
+            )
+        if not delay_s:
+            self._send_refusal(refusal, keep_alive=keep_alive)
+            return
+        self.delayed.add(self)
+        self._send_delayed = partial(self._send_refusal, refusal, keep_alive=keep_alive)
+        self.flow.pause_reading()
+        self.loop.call_later(delay_s, self._end_delay, self._send_delayed)
+
+    def _send_refusal(self, refusal: ErrorResponse, *, keep_alive: bool) -> None:
+        self._write(refusal, keep_alive=keep_alive, is_counted=False)
         if not keep_alive:
             self._linger()
+
+    def _end_delay(self, expected: Callable[[], None] | None = None) -> None:
+        """Sends the refusal that waits, and reads again. Does nothing if none waits.
+
+        expected: the function that sends it; None: any. So the timer of an earlier refusal has no effect.
+        """
+        send = self._send_delayed
+        if send is None or expected not in (None, send):
+            return
+        self.delayed.discard(self)
+        self._send_delayed = None
+        self.flow.resume_reading()
+        if not self.transport.is_closing():
+            send()
+
+    def shutdown(self) -> None:
+        self._end_delay()
+        super().shutdown()
 
     def _refusing_app(self, refusal: ErrorResponse) -> Any:
         async def refuse(scope: Scope, receive: Receive, send: Send) -> None:

@@ -53,5 +53,6 @@ def _protocol_class(
         "metrics": metrics,
         "probes": set(),
         "surplus": set(),
+        "delayed": set(),
     }
     return type("ServerProtocol", (HttpConnection,), attributes)

@@ -108,6 +108,7 @@ OIP_PROBLEM_TYPES: dict[type[TureenError], ProblemType] = {
     errors.InferRequestTooLargeError: ProblemType(413, "request_too_large", "The request is too large"),
     errors.NotOfferedError: ProblemType(501, "not_offered", "Not offered by this server"),
 }
+_EVERY_TYPE = PROBLEM_TYPES | OPERATOR_PROBLEM_TYPES
 INTERNAL = ProblemType(500, "internal_error", "Internal error")
 
 
@@ -116,8 +117,7 @@ def problem_type_of(error: Exception) -> ProblemType:
 
     Returns INTERNAL if the tables have neither.
     """
-    kinds = PROBLEM_TYPES | OPERATOR_PROBLEM_TYPES
-    return next((kinds[cls] for cls in type(error).__mro__ if cls in kinds), INTERNAL)
+    return next((_EVERY_TYPE[cls] for cls in type(error).__mro__ if cls in _EVERY_TYPE), INTERNAL)
 
 
 def problem_response(kind: ProblemType, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:

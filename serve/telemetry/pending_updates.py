@@ -7,6 +7,7 @@ also applied at most UPDATE_S seconds later.
 from __future__ import annotations
 
 import asyncio
+import threading
 from bisect import bisect_left
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable
@@ -40,45 +41,47 @@ class _Observations:
 
 
 class PendingUpdates(Collector):
-    """The updates of the metrics of a registry that are not applied yet. Used by the thread of the event loop only."""
+    """The updates of the metrics of a registry that are not applied yet. Any thread may call the methods."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Registers itself. Must be the first collector of the registry, so that it runs before the others."""
         self._counts: Counts[Counter] = Counts()
         self._observations: dict[Histogram, _Observations] = {}
         self._gauges: dict[Gauge, float | Callable[[], float]] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._is_timer_set = False
+        self._lock = threading.Lock()
         registry.register(self)
 
     def count(self, counter: Counter) -> None:
         """Adds 1 to a counter."""
-        self._counts[counter] += 1
+        with self._lock:
+            self._counts[counter] += 1
         self._apply_soon()
 
     def observe(self, histogram: Histogram, value: float) -> None:
         """Adds an observation to a histogram."""
-        observations = self._observations.get(histogram)
-        if observations is None:
-            observations = self._observations[histogram] = _Observations(histogram)
-        observations.add(value)
+        with self._lock:
+            observations = self._observations.get(histogram)
+            if observations is None:
+                observations = self._observations[histogram] = _Observations(histogram)
+            observations.add(value)
         self._apply_soon()
 
     def set(self, gauge: Gauge, value: float | Callable[[], float]) -> None:
         """Sets a gauge to a value, or to the result of a function that is called when the updates are applied."""
-        self._gauges[gauge] = value
+        with self._lock:
+            self._gauges[gauge] = value
         self._apply_soon()
 
     def apply(self) -> None:
         """Applies all updates."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        counts, self._counts = self._counts, Counts()
+        with self._lock:
+            counts, self._counts = self._counts, Counts()
+            gauges, self._gauges = self._gauges, {}
+            for observations in self._observations.values():
+                observations.apply()
         for counter, count in counts.items():
             counter.inc(count)
-        for observations in self._observations.values():
-            observations.apply()
-        gauges, self._gauges = self._gauges, {}
         for gauge, value in gauges.items():
             gauge.set(value() if callable(value) else value)
 
@@ -92,9 +95,14 @@ class PendingUpdates(Collector):
         return ()
 
     def _apply_soon(self) -> None:
-        if self._timer is None:
+        if not self._is_timer_set:
             try:
                 loop = asyncio.get_running_loop()
             except RuntimeError:  # no event loop: the updates are applied when the metrics are read
                 return
-            self._timer = loop.call_later(UPDATE_S, self.apply)
+            self._is_timer_set = True
+            loop.call_later(UPDATE_S, self._apply_by_timer)
+
+    def _apply_by_timer(self) -> None:
+        self._is_timer_set = False
+        self.apply()

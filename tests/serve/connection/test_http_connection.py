@@ -566,3 +566,58 @@ def test_a_normal_client_is_served_among_slow_clients(count):
         with ThreadPoolExecutor(8) as pool:
             for response in pool.map(Client.response, tricklers):
                 is_problem(response, 408, "body_timeout")
+
+
+FULL = b"POST /full HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nbody"
+DELAY_S = 0.3
+
+
+def seconds_of_refusals(client, count, request=FULL):
+    """The seconds until each of `count` refusals of requests that follow each other immediately."""
+    seconds = []
+    for _ in range(count):
+        started = time.monotonic()
+        client.send(request)
+        assert client.response()[0] == 429
+        seconds.append(time.monotonic() - started)
+    return seconds
+
+
+def test_the_refusals_of_a_client_that_does_not_wait_are_delayed_and_counted_once():
+    with Listening(refusal_delay_s=DELAY_S) as server, server.connect() as client:
+        _, *later = seconds_of_refusals(client, 3)
+        assert all(seconds >= DELAY_S for seconds in later)
+        assert server.count("tureen_rejections_total", code="overloaded") == 3
+        client.send(GET)
+        assert client.response()[0] == 200
+
+
+def test_a_client_that_does_not_wait_delays_no_other_client():
+    with Listening(refusal_delay_s=WAIT_S) as server, server.connect() as impatient, server.connect() as other:
+        seconds_of_refusals(impatient, 1)
+        impatient.send(FULL)
+        other.send(GET)
+        assert other.response()[0] == 200
+        seconds_of_refusals(other, 1)
+
+
+@pytest.mark.parametrize("limits", [{"refusal_delay_s": 0}, {"refusal_delay_s": WAIT_S, "max_delayed_refusals": 0}])
+def test_no_refusal_is_delayed_at_the_limit_or_without_a_delay(limits):
+    with Listening(**limits) as server, server.connect() as client:
+        seconds_of_refusals(client, 5)
+
+
+def test_a_delayed_refusal_precedes_the_response_to_a_pipelined_request():
+    with Listening(refusal_delay_s=WAIT_S) as server, server.connect() as client:
+        client.send(FULL)
+        assert client.response()[0] == 429
+        client.send(FULL + GET)
+        assert [client.response()[0] for _ in range(2)] == [429, 200]
+
+
+def test_a_delayed_refusal_of_a_large_body_leaves_the_connection_open():
+    body = bytes(2**20)
+    request = b"POST /full HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    with Listening(refusal_delay_s=DELAY_S) as server, server.connect() as client:
+        _, *later = seconds_of_refusals(client, 3, request)
+        assert all(seconds >= DELAY_S for seconds in later)
