@@ -23,7 +23,7 @@ from serve.connection.sockets import allow_open_files
 from serve.connection.uvicorn_config import uvicorn_config
 from serve.control.revision_store import open_store
 from serve.errors import ControlStoreError, GrpcPortTakenError
-from serve.inference.memory import return_large_blocks
+from serve.inference.memory import collect_rarely, return_large_blocks
 from serve.inference.service import Service
 from serve.oip.statistics import Statistics
 from serve.settings import Settings
@@ -54,6 +54,7 @@ class ServerProcess:
         disable_created_metrics()  # type: ignore[no-untyped-call] # otherwise each series has a second one, _created
         metrics.process_starts.inc()
         return_large_blocks()
+        collect_rarely()
         allow_open_files(settings.max_connections)
         self.service = Service(settings, bundle, metrics)
         self._has_failed = False

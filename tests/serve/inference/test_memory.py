@@ -1,10 +1,13 @@
 """Resident memory after large blocks are freed, in a child process: the thresholds of malloc are process-wide."""
 
+import gc
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from serve.inference.memory import YOUNG_OBJECTS
 
 PROBE = """
 import ctypes, sys
@@ -46,3 +49,9 @@ def test_large_blocks_are_given_back_with_a_small_one_behind_them():
 
     assert held_mib("fixed") <= 1
     assert held_mib("default") >= 16  # otherwise the first assertion proves nothing
+
+
+def test_the_collector_searches_less_often_than_by_default():
+    code = "import gc; from serve.inference.memory import *; collect_rarely(); print(*gc.get_threshold())"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == [str(YOUNG_OBJECTS), *map(str, gc.get_threshold()[1:])]
