@@ -34,7 +34,9 @@ def test_which_hosts_are_trusted(flags, hosts):
 
 def test_limits_of_connections_reach_the_protocol():
     flags = ("--head-timeout-s", "1", "--body-timeout-s", "2", "--min-body-rate", "3", "--send-timeout-s", "4")
-    limits = parse_settings(["b", *flags, "--max-connections", "5"], {}).connection_limits
+    more = ("--max-connections", "5", "--refusal-delay-ms", "60", "--max-delayed-refusals", "7")
+    limits = parse_settings(["b", *flags, *more], {}).connection_limits
+    assert (limits.refusal_delay_s, limits.max_delayed_refusals) == (0.06, 7)
     assert (limits.head_timeout_s, limits.body_timeout_s, limits.min_body_rate) == (1, 2, 3)
     assert (limits.send_timeout_s, limits.max_connections) == (4, 5)
 

@@ -652,6 +652,8 @@ _shtab_tureen_serve_options=(
   "--min-body-rate[minimum rate of a body in bytes\/s, after its first 2 s\; a slower one gets 408]:MIN_BODY_RATE:"
   "--send-timeout-s[seconds for a client to read its response\; then its connection is closed]:SEND_TIMEOUT_S:"
   "--keep-alive-s[seconds that an idle connection stays open\; must exceed the idle timeout of the load balancer, often 60]:KEEP_ALIVE_S:"
+  "--refusal-delay-ms[delay of the refusal (429, 503) to a connection that repeats its request before Retry-After\; 0\: none]:REFUSAL_DELAY_MS:"
+  "--max-delayed-refusals[maximum of refusals that a process delays at a time\; a further one is sent immediately]:MAX_DELAYED_REFUSALS:"
   "--drain-delay-s[seconds after SIGTERM in which \/readyz responds 503 and requests are still accepted, so that the load balancer can react\; under Kubernetes 5 to 10]:DRAIN_DELAY_S:"
   "--drain-timeout-s[seconds for accepted requests to end after SIGTERM]:DRAIN_TIMEOUT_S:"
   "--workers[processes, each with its own engine\; they divide threads and max_requests]:WORKERS:"
