@@ -103,22 +103,22 @@ def measure(
         servers: dict[str, tuple[Server, Path | None]] = {}
         for name, tree in trees.items():
             times = scratch / f"{name}.json"
-            for key, program, written in (
+            for key, program, file in (
                 (name, ["-m", "tureen.cli", "serve"], None),
                 (f"{name}, timed", [str(tree / "benchmarks" / "profiled_server.py"), str(times)], times),
             ):
-                servers[key] = stack.enter_context(run_tree(tree, program, bundle, scratch / f"{key}.log")), written
+                servers[key] = stack.enter_context(run_tree(tree, program, bundle, scratch / f"{key}.log")), file
         body = scratch / "response.json"
         body.write_bytes(uvloop.run(respond(servers["now"][0].port, requests[0])))
         for name in FLOORS:
             servers[name] = stack.enter_context(run_floor(name, body)), None
         for turn in range(count + 1):
-            for name, (server, times) in servers.items():
+            for name, (server, written) in servers.items():
                 with ExitStack() as others:
                     for other, _ in servers.values():
                         if other is not server:
                             others.enter_context(other.suspended())
-                    one, load = measure_round(server, requests, seconds if turn else WARM_UP_S, times)
+                    one, load = measure_round(server, requests, seconds if turn else WARM_UP_S, written)
                 if turn:
                     rounds.setdefault(name, []).append(one)
                     print(f"  {name:<14} {one.all_us:6.0f} µs a request  {load}", flush=True)

@@ -192,7 +192,12 @@ def main() -> None:
     _calls.clear()
 
     def write(*_: object) -> None:
-        times = {"spent_ns": _spent, "calls": _calls, "inner_calls": _inner_calls, "threads": sorted(_threads)}
+        times: dict[str, Any] = {
+            "spent_ns": _spent,
+            "calls": _calls,
+            "inner_calls": _inner_calls,
+            "threads": sorted(_threads),
+        }
         times |= {"timer_inside_ns": inside_ns, "timer_around_ns": around_ns}
         Path(path).with_suffix(".part").write_text(json.dumps(times))
         Path(path).with_suffix(".part").rename(path)
