@@ -24,7 +24,7 @@ SLOW_PATHS = (
     "training/evaluation/test_attack_checks.py", "training/evaluation/test_plot.py", "training/test_cotrain.py",
     "training/test_distributed.py", "training/test_interruption.py", "training/test_overfitting.py",
     "training/reporting/test_loggers.py", "training/reporting/test_mlflow_logger.py",
-    "training/reporting/test_wandb_logger.py", "training/test_pretrained.py", "training/test_run.py",
+    "training/reporting/test_wandb_logger.py", "training/weights/test_pretrained.py", "training/test_run.py",
     "tureen/bench/test_worker.py", "tureen/commands/test_doctor.py",
     "tureen/engines/test_tensorrt_build.py", "tureen/engines/test_vendor_types.py",
 )  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from prometheus_client.metrics import MetricWrapperBase
 
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
@@ -21,6 +22,7 @@ COMMANDS = [line for block in BLOCKS for line in block.splitlines() if not line.
 METRICS = {  # name -> labels
     collector._name + ("_total" if collector._type == "counter" else ""): ", ".join(collector._labelnames)
     for collector in Metrics().registry._collector_to_names
+    if isinstance(collector, MetricWrapperBase)
 }
 WATCHED, TRACED = [command for command in COMMANDS if command.startswith("tureen serve")]
 
