@@ -35,8 +35,8 @@ demo: .venv/serving
 train-demo: .venv/training
 	$(BIN)/tureen demo --train digits --port $(PORT)
 
-# A process for each CPU, four at most.
-PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# One process more than there are CPUs, because tests wait for servers; four at most.
+PARALLEL = -n $(shell $(PYTHON) -c "import os; print(min(4, 1 + (os.cpu_count() or 1)))") --dist loadfile --no-loadscope-reorder
 
 test: setup
 	$(BIN)/pytest $(PARALLEL) -m "not slow and not gpu"
