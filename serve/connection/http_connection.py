@@ -443,6 +443,7 @@ class HttpConnection(DeferredStartProtocol):
         self._enter(Phase.LINGER)
 
     def _close(self) -> None:
+        self._end_delay()  # the client receives a refusal that still waits
         self._is_last = True
         self.transport.close()
         self._enter(Phase.LINGER)

@@ -621,3 +621,11 @@ def test_a_delayed_refusal_of_a_large_body_leaves_the_connection_open():
     with Listening(refusal_delay_s=DELAY_S) as server, server.connect() as client:
         _, *later = seconds_of_refusals(client, 3, request)
         assert all(seconds >= DELAY_S for seconds in later)
+
+
+def test_a_delayed_refusal_is_sent_before_a_damaged_body_ends_the_connection():
+    chunked = b"POST /full HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nno chunk"
+    with Listening(refusal_delay_s=WAIT_S) as server, server.connect() as client:
+        seconds_of_refusals(client, 1)
+        client.send(chunked)
+        assert [status for status, *_ in client.responses_until_closed()] == [429]
