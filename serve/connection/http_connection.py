@@ -104,6 +104,9 @@ class HttpConnection(DeferredStartProtocol):
             self._count(error_response_of(IncompleteBodyError(), self._path), self._scope())
         super().connection_lost(exc)
         self._disconnection.set()
+        self.pipeline.clear()
+        if self.cycle is not None:  # the garbage collector, which runs rarely, frees the objects of a connection
+            self.cycle.body = bytearray()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()

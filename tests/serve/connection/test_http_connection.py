@@ -568,6 +568,25 @@ def test_a_normal_client_is_served_among_slow_clients(count):
                 is_problem(response, 408, "body_timeout")
 
 
+def wait_until(condition):
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("path", "count"), [(b"/hello", 100_000), (b"/early", 400_000)])
+def test_a_connection_that_has_ended_holds_no_body(path, count):
+    with Listening() as server:
+        with server.connect() as client:
+            client.send(b"POST %b HTTP/1.1\r\n%bContent-Length: 9000000\r\n\r\n" % (path, HOST) + bytes(count))
+            open_connections = server.server.server_state.connections
+            wait_until(lambda: any(one.cycle and one.cycle.body for one in list(open_connections)))
+            (connection,) = open_connections
+        wait_until(lambda: not open_connections)
+        assert not connection.cycle.body
+
+
 FULL = b"POST /full HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nbody"
 DELAY_S = 0.3
 
