@@ -39,21 +39,21 @@ class ParquetImages:
         self._file = open_input_file(files, path)
         try:
             self._table = pq.ParquetFile(self._file, buffer_size=READ_BYTES, pre_buffer=False)
-            kind = self._table.schema_arrow.field(IMAGE_COLUMN).type if self._has_column() else None
+            kinds = [field.type for field in self._table.schema_arrow if field.name == IMAGE_COLUMN]
         except self._errors as error:
             self._file.close()
             raise InputError(f"{path} cannot be read as Parquet: {error}") from error
-        self._is_struct = kind is not None and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-        self.exist = kind is not None and (
-            self._is_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-        )
+        if len(kinds) > 1:
+            self.close()
+            raise InputError(f"{path} has {len(kinds)} columns {IMAGE_COLUMN}: remove all but one")
+        kind = kinds[0] if kinds else pa.null()
+        self._is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0  # -1: none, or several
+        content = kind.field("bytes").type if self._is_struct else kind
+        self.exist = pa.types.is_binary(content) or pa.types.is_large_binary(content)
         groups = self._table.metadata.num_row_groups
         self._ends = np.cumsum([self._table.metadata.row_group(n).num_rows for n in range(groups)])
         self._batches: Iterator[Any] = iter(())
         self._first, self._column = 0, None  # index of the first row of the column, and some rows of the table
-
-    def _has_column(self) -> bool:
-        return IMAGE_COLUMN in self._table.schema_arrow.names
 
     def read(self, row: int, max_bytes: int) -> bytes:
         """Returns the bytes of the image in a row. Any thread may call it.
@@ -88,7 +88,7 @@ class ParquetImages:
         return self._column[row - self._first]  # type: ignore[index]
 
     def _next_column(self) -> Any:
-        column = next(self._batches).column(0)
+        column = next(self._batches).column(IMAGE_COLUMN)  # not by its index: another may have the name image.bytes
         return column.field("bytes") if self._is_struct else column
 
     def close(self) -> None:

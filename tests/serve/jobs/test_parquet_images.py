@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from serve.errors import UnreadableError
+from serve.errors import InputError, UnreadableError
 from serve.jobs.input_sources import open_source
 from serve.jobs.rooted_files import RootedFiles
 from tests.serve.jobs.tables import rows_of
@@ -82,8 +82,23 @@ def test_a_damaged_row_group_is_an_error_of_its_images(tmp_path):
         assert source.read(images[15], MOST) == bytes([15]) * 999
 
 
-def test_a_column_image_of_another_kind_is_no_image(tmp_path):
-    pq.write_table(pa.table({"path": ["a.jpg"], "image": ["a.jpg"]}), tmp_path / "x.parquet")
+@pytest.mark.parametrize("image", ["a.jpg", {"bytes": 1}, {"bytes": [b"a"]}])
+def test_a_column_image_of_another_kind_is_no_image(tmp_path, image):
+    pq.write_table(pa.table({"path": ["a.jpg"], "image": [image]}), tmp_path / "x.parquet")
     with closing(open_source(str(tmp_path / "x.parquet"))) as source:
         (image,) = source.list_images()
         assert (image.location, source.is_sequential) == ("a.jpg", False)
+
+
+def test_two_columns_image_are_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array([b"a"]), pa.array([b"b"])], names=["image", "image"])
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(InputError, match="has 2 columns image"):
+        open_source(str(tmp_path / "x.parquet"))
+
+
+def test_a_column_with_the_name_of_the_field_is_not_read(tmp_path):
+    pq.write_table(pa.table({"image.bytes": [b"other"], "image": [{"bytes": b"a"}]}), tmp_path / "x.parquet")
+    with closing(open_source(str(tmp_path / "x.parquet"))) as source:
+        (image,) = source.list_images()
+        assert source.read(image, MOST) == b"a"
