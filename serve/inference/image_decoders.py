@@ -111,6 +111,9 @@ class _SmallImage:
         return result, began_s, time.monotonic() - began_s
 
 
+_Group = Sequence[tuple[_SmallImage, asyncio.Future[_Result]]]
+
+
 class _Threads:
     """A pool of threads that decode small images. While all threads are busy, images gather for the next group.
 
@@ -134,9 +137,14 @@ class _Threads:
 
     def _start(self) -> None:
         while self._idle and (group := self._next_group()):
-            self._idle -= 1
             images = [image for image, _ in group]
-            running = asyncio.get_running_loop().run_in_executor(self._threads, _decode_all, images)
+            try:
+                running = asyncio.get_running_loop().run_in_executor(self._threads, _decode_all, images)
+            except RuntimeError as error:
+                logger.error("a decoding thread did not start: %s", error)
+                _deliver(group, [DecodingError() for _ in group])
+                continue
+            self._idle -= 1
             running.add_done_callback(partial(self._end, group))
 
     def _next_group(self) -> list[tuple[_SmallImage, asyncio.Future[_Result]]]:
@@ -152,20 +160,20 @@ class _Threads:
             self._waiting.popleft()
         return group
 
-    def _end(
-        self,
-        group: Sequence[tuple[_SmallImage, asyncio.Future[_Result]]],
-        running: asyncio.Future[list[_Result | Exception]],
-    ) -> None:
+    def _end(self, group: _Group, running: asyncio.Future[list[_Result | Exception]]) -> None:
         self._idle += 1
         self._start()
-        for (_, decoded), result in zip(group, running.result(), strict=True):
-            if decoded.done():
-                continue
-            if isinstance(result, Exception):
-                decoded.set_exception(result)
-            else:
-                decoded.set_result(result)
+        _deliver(group, running.result())
+
+
+def _deliver(group: _Group, results: Sequence[_Result | Exception]) -> None:
+    for (_, decoded), result in zip(group, results, strict=True):
+        if decoded.done():
+            continue
+        if isinstance(result, Exception):
+            decoded.set_exception(result)
+        else:
+            decoded.set_result(result)
 
 
 def _decode_all(images: Sequence[_SmallImage]) -> list[_Result | Exception]:

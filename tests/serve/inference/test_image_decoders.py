@@ -246,6 +246,20 @@ def test_small_images_that_arrive_together_are_decoded_in_groups(encode):
     assert len(threads) == 1
 
 
+def test_without_a_thread_each_image_gets_an_error_and_none_waits(encode):
+    image = encode(Image.new("RGB", (32, 32)))
+
+    async def run():
+        decoders = Decoders(1, 1, max_memory=2**30)
+        await decoders.close()  # as if the system started no thread
+        for _ in range(2):
+            async with asyncio.timeout(FOREVER_S):
+                with pytest.raises(DecodingError):
+                    await decoders.decode(image, cost_of(image), DECODING, time.monotonic() + FOREVER_S)
+
+    asyncio.run(run())
+
+
 def test_an_image_whose_caller_was_cancelled_is_not_decoded(encode):
     image, decoded = encode(Image.new("RGB", (32, 32))), []
     release = threading.Event()
