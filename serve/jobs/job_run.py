@@ -61,6 +61,7 @@ from tureen.soup import Soup
 POLL_S = 1.0  # between two checks whether the job must stop
 REPORT_S = 0.2  # between two messages of the process
 STOP_S = 5.0
+MAX_MESSAGE = 1 << 20  # bytes of one message; the longest ones have a traceback
 
 OpenPool = Callable[[ImageSource, DecodeOptions], AbstractContextManager[DecodePool]]
 """Returns a context manager of the pool that decodes the images of a job."""
@@ -282,7 +283,7 @@ def run_in_process(
         check()
         with suppress(BrokenPipeError), process.stdin as pipe:
             pipe.write(config.model_dump_json().encode())
-        for line in _lines(process.stdout, check):
+        for line in read_lines(process.stdout, check):
             message = JobMessage.model_validate_json(line)
             progress.images, progress.fingerprint = message.images, message.fingerprint
             progress.done, progress.failed = message.done, message.failed
@@ -308,8 +309,11 @@ def _lower_priority(process: int) -> None:
                 os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
 
 
-def _lines(pipe: IO[bytes], check: Callable[[], None]) -> Iterator[bytes]:
-    """Yields the lines from a pipe until its end. Calls `check` at least once in POLL_S seconds."""
+def read_lines(pipe: IO[bytes], check: Callable[[], None]) -> Iterator[bytes]:
+    """Yields the lines from a pipe until its end. Calls `check` at least once in POLL_S seconds.
+
+    Raises ValueError for a line of more than MAX_MESSAGE bytes, because a hostile image may control the process.
+    """
     readable, rest = select.poll(), b""
     readable.register(pipe)
     while True:
@@ -321,6 +325,8 @@ def _lines(pipe: IO[bytes], check: Callable[[], None]) -> Iterator[bytes]:
             return
         *lines, rest = (rest + data).split(b"\n")
         yield from lines
+        if len(rest) > MAX_MESSAGE:
+            raise ValueError(f"the process of a job sent a line of more than {MAX_MESSAGE:,} bytes")
 
 
 class _ReportedProgress(JobProgress):

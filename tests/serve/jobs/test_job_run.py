@@ -3,12 +3,22 @@
 import os
 import shutil
 import signal
+import threading
+from contextlib import suppress
 
 import psutil
 import pytest
 
 from serve.errors import JobError, JobInterruptedError, OutputTakenError
-from serve.jobs.job_run import JobFailure, JobProcessConfig, JobProcessEndedError, JobProgress, can_use_idle_time
+from serve.jobs.job_run import (
+    MAX_MESSAGE,
+    JobFailure,
+    JobProcessConfig,
+    JobProcessEndedError,
+    JobProgress,
+    can_use_idle_time,
+    read_lines,
+)
 from serve.jobs.job_run import run_in_process as run_process
 from serve.jobs.job_store import JobRecord, JobRequest
 from tests.serve.jobs.conftest import BUNDLE
@@ -138,6 +148,24 @@ def test_an_error_of_the_job_is_the_error_of_the_call(config, tmp_path):
         run(config("mine"))
     with pytest.raises(JobError, match="more than 3 images"):
         run(config("y", max_images=3))
+
+
+def test_a_line_is_read_up_to_a_limit():
+    """The server reads lines from a process that a hostile image may control."""
+    reading, writing = os.pipe()
+    endless = threading.Thread(target=write_until_closed, args=(writing, b"first\nsecond\n" + b"x" * (2 * MAX_MESSAGE)))
+    with open(reading, "rb") as pipe:
+        endless.start()
+        lines = read_lines(pipe, lambda: None)
+        assert [next(lines), next(lines)] == [b"first", b"second"]
+        with pytest.raises(ValueError, match="a line of more than 1,048,576 bytes"):
+            next(lines)
+    endless.join()
+
+
+def write_until_closed(descriptor, data):
+    with suppress(BrokenPipeError), open(descriptor, "wb", buffering=0) as pipe:
+        pipe.write(data)
 
 
 def test_a_failure_keeps_its_class():
