@@ -182,11 +182,12 @@ class Service:
         self.metrics.is_ready.set(0)
 
     async def close(self) -> None:
-        """Completes the accepted requests, then frees engines and threads."""
+        """Completes the accepted requests, then frees engines and threads. Applies the last updates of the metrics."""
         await asyncio.gather(*self._comparisons, *self._retirements, return_exceptions=True)
         if self._model is not None:
             await self._model.close()
         await self._decoders.close()
+        self.metrics.pending.apply()  # no timer runs after the event loop
 
     def refusal(
         self, costs: Sequence[ImageCost] = (LEAST_COST,), rows: int = 1, timeout_ms: int | None = None

@@ -51,6 +51,17 @@ def test_a_request_that_would_wait_too_long_is_refused_and_an_idle_machine_accep
     serving(bundle_path, test, max_queue_ms=500)
 
 
+def test_the_last_updates_of_the_metrics_are_applied_when_the_service_closes(bundle_path):
+    services = []
+
+    async def test(service):
+        services.append(service)
+        service.metrics.count_request("/classify", "POST", "200", 0.1)
+
+    serving(bundle_path, test)
+    assert services[0].metrics.requests.labels("/classify", "POST", "200")._value.get() == 1
+
+
 def test_a_request_that_would_expire_in_the_queue_is_refused_instead(bundle_path):
     async def test(service):
         service._permits.queue_time.restart(StartSpeed(0.0, {1: 0.01, 2: 0.02}))
