@@ -70,6 +70,7 @@ class HttpConnection(DeferredStartProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._disconnection = Disconnection()
         self._impatience = Impatience(self.limits)
+        self._running: Any = None  # the cycle of the task that started last; `cycle` is that of the last request
         self._send_delayed: Callable[[], None] | None = None  # sends the refusal that waits, if there is one
 
     # The connection
@@ -105,8 +106,10 @@ class HttpConnection(DeferredStartProtocol):
         super().connection_lost(exc)
         self._disconnection.set()
         self.pipeline.clear()
-        if self.cycle is not None:  # the garbage collector, which runs rarely, frees the objects of a connection
-            self.cycle.body = bytearray()
+        for cycle in filter(None, (self.cycle, self._running)):
+            cycle.disconnected = True  # uvicorn sets it only for the last request, and would respond to the others
+            cycle.message_event.set()
+            cycle.body = bytearray()  # the garbage collector, which runs rarely, frees the cycle
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -216,6 +219,10 @@ class HttpConnection(DeferredStartProtocol):
             super().on_message_complete()
             self._enter(Phase.RESPONSE)
             self._is_last |= not self.cycle.keep_alive
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         if self._phase is Phase.LINGER:

@@ -587,6 +587,15 @@ def test_a_connection_that_has_ended_holds_no_body(path, count):
         assert not connection.cycle.body
 
 
+def test_a_client_that_leaves_during_pipelined_requests_is_no_internal_error():
+    with Listening() as server:
+        with server.connect() as client:
+            client.send(GET.replace(b"hello", b"slow") + GET)
+            wait_until(lambda: any(one.pipeline for one in list(server.server.server_state.connections)))
+        wait_until(lambda: server.count("tureen_requests_total", route="unmatched", method="GET", status="200"))
+        assert server.count("tureen_rejections_total", code="internal_error") == 0
+
+
 FULL = b"POST /full HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nbody"
 DELAY_S = 0.3
 
