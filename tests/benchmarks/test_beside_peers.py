@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from benchmarks import beside_peers
-from benchmarks.beside_peers import MODELS, Rounds, Subject, check_answers, p50_ratio, print_table, rate_ratio
+from benchmarks.beside_peers import (
+    MODELS,
+    Rounds,
+    Subject,
+    check_answers,
+    p50_ratio,
+    print_table,
+    rate_ratio,
+    report_peer,
+)
 from benchmarks.load import ClosedLoopResult
 from benchmarks.peers.catalog import BENTOML, LITSERVE, MLSERVER, PEERS, RAY_SERVE
 from benchmarks.peers.environments import (
@@ -162,6 +171,17 @@ def test_the_table_counts_failures_and_has_no_figure_without_a_success(capsys):
     assert row[:2] == ["LitServe", "best"]
     assert row[5] == "7"
     assert row[-2:] == ["unavailable", "unavailable"]
+
+
+def test_a_peer_is_beaten_by_a_higher_rate_and_a_lower_latency(capsys):
+    results = {}
+    for connections in (64, 1):
+        results[subject("Tureen", connections=connections)] = Rounds([load(200, latency_s=0.01)], [1.0])
+        results[subject("LitServe", "best", connections)] = Rounds([load(100, latency_s=0.02)], [1.0])
+    report_peer(LITSERVE, "small", results)
+    rate, p50 = capsys.readouterr().out.splitlines()
+    assert "target > 1      measured 2        yes" in rate
+    assert "target < 1      measured 0.5      yes" in p50
 
 
 @pytest.mark.parametrize("arguments", [["--peers", "triton"], ["--models", "large"]])
