@@ -18,7 +18,7 @@ import uvloop
 from benchmarks.load import ClosedLoopResult, closed_loop
 from benchmarks.machine import describe_machine
 from benchmarks.profile_request import thread_ns
-from benchmarks.server_process import Server, run_tureen
+from benchmarks.server_process import Server, others_suspended, run_tureen
 from benchmarks.targets import median, ratio, report_target
 from benchmarks.throughput import encode_png, png_requests
 from tureen.bundle.bundle import load_bundle
@@ -47,10 +47,7 @@ def main() -> None:
         servers = {name: stack.enter_context(run_tureen(bundle.path, *flags)) for name, flags in SERVERS.items()}
         for turn in range(options.rounds + 1):
             for name, server in servers.items():
-                with ExitStack() as others:
-                    for other in servers.values():
-                        if other is not server:
-                            others.enter_context(other.suspended())
+                with others_suspended(server, servers.values()):
                     patient, patient_us = run_load(server, requests, PERMITS, options.seconds)
                     impatient, impatient_us = run_load(server, requests, IMPATIENT, options.seconds)
                 if not turn:  # the warm-up

@@ -33,7 +33,7 @@ from benchmarks.floor_server import FLOORS
 from benchmarks.load import ClosedLoopResult, Connection, closed_loop
 from benchmarks.machine import describe_machine
 from benchmarks.profiled_server import STAGES
-from benchmarks.server_process import Server, free_port, run_server
+from benchmarks.server_process import Server, free_port, others_suspended, run_server
 from benchmarks.targets import report_target
 from benchmarks.throughput import encode_png, png_requests
 from tureen.bundle.bundle import Bundle, load_bundle
@@ -114,10 +114,7 @@ def measure(
             servers[name] = stack.enter_context(run_floor(name, body)), None
         for turn in range(count + 1):
             for name, (server, written) in servers.items():
-                with ExitStack() as others:
-                    for other, _ in servers.values():
-                        if other is not server:
-                            others.enter_context(other.suspended())
+                with others_suspended(server, [other for other, _ in servers.values()]):
                     one, load = measure_round(server, requests, seconds if turn else WARM_UP_S, written)
                 if turn:
                     rounds.setdefault(name, []).append(one)

@@ -11,8 +11,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,6 +134,16 @@ def run_tureen(bundle: Path, *flags: str, command: Sequence[str] = TUREEN_SERVER
     options = ("--port", str(port), "--admin-port", "0", "--log-level", "warning", *flags)
     with run_server([*command, str(bundle), *options], port, "/readyz") as server:
         yield server
+
+
+@contextmanager
+def others_suspended(server: Server, servers: Iterable[Server]) -> Iterator[None]:
+    """Suspends all of `servers` except `server` during the `with` block."""
+    with ExitStack() as stack:
+        for other in servers:
+            if other is not server:
+                stack.enter_context(other.suspended())
+        yield
 
 
 def free_port() -> int:
