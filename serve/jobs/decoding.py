@@ -169,16 +169,24 @@ class _ProcessReader:
 def _initialize_process(input_path: str, files: Files, options: DecodeOptions, parent: int) -> None:
     for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signal_number, signal.SIG_IGN)  # a terminal or service manager sends these for the server
-    with suppress(OSError):  # a sandbox may forbid it
-        os.nice(NICE)
-    if sys.platform == "linux":
-        with suppress(OSError):  # a sandbox may forbid it
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # the scheduler treats its processor as free
+    lower_priority(0)
     end_with_parent(parent)
     try:
         _ProcessReader.reader = ImageReader(open_source(input_path, files), options)
     except JobError as error:  # an initializer that raises it would only log a traceback
         _ProcessReader.error = str(error)
+
+
+def lower_priority(thread: int) -> None:
+    """Gives a thread the lowest priority. On Linux the scheduler then treats its processor as free.
+
+    thread: id of the thread; 0 is the calling one.
+    """
+    with suppress(OSError):  # the thread has ended, or a sandbox forbids it
+        os.setpriority(os.PRIO_PROCESS, thread, NICE)
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
 
 
 def end_with_parent(parent: int) -> None:

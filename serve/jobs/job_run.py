@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict
 from serve.errors import InputError, JobError, JobInterruptedError, OutputError, OutputTakenError
 from serve.inference.decode_process import DecodeOptions, prefer_for_oom_kill
 from serve.inference.memory import return_large_blocks
-from serve.jobs.decoding import NICE, DecodePool, decode_in_threads, end_with_parent
+from serve.jobs.decoding import DecodePool, decode_in_threads, end_with_parent, lower_priority
 from serve.jobs.image_source import ImageSource
 from serve.jobs.input_sources import open_source
 from serve.jobs.job_output import (
@@ -277,7 +277,7 @@ def run_in_process(
         progress.check()
         is_beside_requests = is_beside_requests or has_requests()
         if is_beside_requests:  # each time, because the process starts threads
-            _lower_priority(process.pid)
+            _lower_all_threads(process.pid)
 
     try:
         check()
@@ -300,13 +300,11 @@ def run_in_process(
         process.stdout.close()
 
 
-def _lower_priority(process: int) -> None:
+def _lower_all_threads(process: int) -> None:
     """Gives every thread of a process the lowest priority."""
     with suppress(OSError):  # the process has ended
-        for thread in map(int, os.listdir(f"/proc/{process}/task")):
-            with suppress(OSError):  # this thread has ended, or a sandbox forbids it
-                os.setpriority(os.PRIO_PROCESS, thread, NICE)
-                os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+        for thread in os.listdir(f"/proc/{process}/task"):
+            lower_priority(int(thread))
 
 
 def read_lines(pipe: IO[bytes], check: Callable[[], None]) -> Iterator[bytes]:
