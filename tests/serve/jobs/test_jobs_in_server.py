@@ -116,7 +116,8 @@ def test_a_job_at_a_mix_has_the_rows_of_its_tokens(start_operated, photos, roots
 
 def test_a_job_is_paused_resumed_and_cancelled(start_operated, many, roots, tmp_path):  # noqa: F811
     server, operator = start_operated(*roots)
-    job_id = submit(operator, input=many, output=tmp_path / "out/one", shard_rows=64)
+    betas = [n / 10 for n in range(10)]  # so that the job takes longer than the pause
+    job_id = submit(operator, input=many, output=tmp_path / "out/one", shard_rows=64, betas=betas)
     waiting = submit(operator, input=many, output=tmp_path / "out/two")
     until(operator, job_id, lambda job: job["done"] > 0)
     assert operator.ask("POST", f"/jobs/{job_id}/pause")[2]["wanted"] == "paused"
@@ -128,7 +129,7 @@ def test_a_job_is_paused_resumed_and_cancelled(start_operated, many, roots, tmp_
     assert not (tmp_path / "out/two/_SUCCESS").exists()
     operator.ask("POST", f"/jobs/{job_id}/resume")
     assert until(operator, job_id, has_ended)["state"] == "succeeded"
-    assert len(rows_of(tmp_path / "out/one")) == len(list(many.iterdir()))
+    assert len(rows_of(tmp_path / "out/one")) == len(betas) * len(list(many.iterdir()))
     listed = operator.ask("GET", "/jobs?limit=1")[2]
     assert [job["id"] for job in listed["jobs"]] == [waiting]
     assert [job["id"] for job in operator.ask("GET", "/jobs?state=succeeded")[2]["jobs"]] == [job_id]
