@@ -73,7 +73,7 @@ class ForkedProcess:
 
     def __init__(self, arguments, status_socket):
         self._arguments = arguments
-        self._messages = status_socket.makefile("r")  # the pid, and after the end the exit status
+        self._messages = status_socket.makefile("rb", buffering=0)  # the pid, and after the end the exit status
         status_socket.close()
         self.pid = int(self._messages.readline())
         self.returncode = None

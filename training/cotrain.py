@@ -119,6 +119,14 @@ class Cotraining:
         )
         self._batches: Iterator[Batch] | None = None
 
+    def close(self) -> None:
+        """Ends the training. A distributed run calls it before it leaves the process group.
+
+        Otherwise DistributedDataParallel is the last owner of a Gloo group. Its end then waits, with Python's global
+        lock, for the threads of the group, and one of those may wait for the lock (pytorch/pytorch#56297).
+        """
+        del self._outer
+
     @property
     def steps_per_epoch(self) -> int:
         return self._order.steps_per_epoch

@@ -6,7 +6,7 @@ import fcntl
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,28 +78,31 @@ def _run(recipe: Recipe, out: Path, options: RunOptions, signals: StopSignals) -
     with process_group() as (processes, device):
         signals.ignores_repeats = processes.count > 1
         training, data = prepare_training(recipe, options, processes, device, is_new=saved is None)
-        if saved is not None:
-            training.restore(state)
-            if processes.is_first:
-                print(f"continuing {saved}", file=sys.stderr)
-        if not processes.agree(training.step, device):
-            raise CheckpointError(f"not every process found {state}: put it on a file system that all of them share")
-        if not processes.is_first:
-            _train(training, data, out, options, processes, signals)
-            return None
-        out.mkdir(parents=True, exist_ok=True)
-        with exclusive_writer(out):
-            if data.skipped:
-                (out / SKIPPED).write_text("".join(f"{line}\n" for line in data.skipped), encoding="utf-8")
-            with open_loggers(
-                options.loggers,
-                out,
-                training.recipe.settings(without=DESCRIPTION),
-                step=training.step,
-                run_ids={} if saved is None else saved.logged_runs,
-            ) as loggers:
-                _train(training, data, out, options, processes, signals, loggers)
-                return _measure_and_save(training, data, out, options, loggers)
+        with closing(training):
+            if saved is not None:
+                training.restore(state)
+                if processes.is_first:
+                    print(f"continuing {saved}", file=sys.stderr)
+            if not processes.agree(training.step, device):
+                raise CheckpointError(
+                    f"not every process found {state}: put it on a file system that all of them share"
+                )
+            if not processes.is_first:
+                _train(training, data, out, options, processes, signals)
+                return None
+            out.mkdir(parents=True, exist_ok=True)
+            with exclusive_writer(out):
+                if data.skipped:
+                    (out / SKIPPED).write_text("".join(f"{line}\n" for line in data.skipped), encoding="utf-8")
+                with open_loggers(
+                    options.loggers,
+                    out,
+                    training.recipe.settings(without=DESCRIPTION),
+                    step=training.step,
+                    run_ids={} if saved is None else saved.logged_runs,
+                ) as loggers:
+                    _train(training, data, out, options, processes, signals, loggers)
+                    return _measure_and_save(training, data, out, options, loggers)
 
 
 def resumed_options(saved: SavedRun, options: RunOptions) -> RunOptions:

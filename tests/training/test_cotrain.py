@@ -1,4 +1,5 @@
 import math
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from training.cotrain import Cotraining, _seed
 from training.data.datasets import Dataset, Images
+from training.distributed import Processes
 from training.errors import CheckpointError, DivergedError
 from training.models.vit import DualTokenViT
 from training.recipes import load_recipe
@@ -195,6 +197,19 @@ def test_a_compiled_model_trains_the_same_weights():
     eager, compiled = (weights(trained("epochs=2", is_compiled=c)) for c in (False, True))
     for name in eager:
         torch.testing.assert_close(compiled[name], eager[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_closed_training_leaves_no_wrapper_that_could_be_the_last_owner_of_the_process_group(tmp_path):
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        training = Cotraining(load_recipe("digits", SMALL), data(), CPU, processes=Processes(rank=0, count=2))
+        training.run_epoch(at_most=1)
+        reducer = weakref.ref(training._outer.reducer)
+        training.close()
+        assert reducer() is None
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_run_may_start_from_an_existing_model():

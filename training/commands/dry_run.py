@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -110,8 +111,9 @@ def measure_cost(recipe: Recipe, options: RunOptions) -> TrainingCost | None:
         started = time.perf_counter()
         training, data = prepare_training(recipe, options, processes, device, is_new=True)
         reading_seconds = time.perf_counter() - started
-        phases = list(_measured_phases(training))
-        return _cost(training, data, phases, reading_seconds) if processes.is_first else None
+        with closing(training):
+            phases = list(_measured_phases(training))
+            return _cost(training, data, phases, reading_seconds) if processes.is_first else None
 
 
 def _measured_phases(training: Cotraining) -> Iterator[PhaseCost]:
