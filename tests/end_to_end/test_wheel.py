@@ -1,4 +1,7 @@
-"""The server as in production: a wheel, its serving extra, an empty environment of each supported Python, no torch."""
+"""The server as in production: a wheel, its serving extra, an empty environment of each supported Python, no torch.
+
+The default tests use the Python that runs them; `make wheel` uses every one that is installed.
+"""
 
 import json
 import os
@@ -23,7 +26,7 @@ PYTHONS = [line.rpartition(" ")[2] for line in CLASSIFIERS if line.startswith("P
 
 def interpreter(version):
     """The path of a Python of this version: the one that runs the tests, one on PATH, or one that pyenv installed."""
-    if sys.version_info[:2] == tuple(map(int, version.split("."))):
+    if is_running(version):
         return sys.executable
     for python in (shutil.which(f"python{version}"), *PYENV.glob(f"versions/{version}.*/bin/python")):
         # A shim of pyenv on PATH may have no interpreter.
@@ -41,7 +44,15 @@ def wheel(tmp_path_factory):
     return wheel
 
 
-@pytest.fixture(scope="module", params=PYTHONS)
+def is_running(version):
+    return sys.version_info[:2] == tuple(map(int, version.split(".")))
+
+
+# The other versions are slow tests: an installation takes a minute on a slow machine.
+VERSIONS = [pytest.param(one, marks=() if is_running(one) else pytest.mark.slow) for one in PYTHONS]
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
 def installed(request, wheel, tmp_path_factory):
     """The python of a new environment in which only the wheel and its serving extra are installed."""
     if (base := interpreter(request.param)) is None:
