@@ -19,6 +19,7 @@ from serve.admin.operations import AdminOperations
 from serve.control.change import describe_first_error
 from serve.errors import InputError, JobsUnavailableError, NoResultError
 from serve.jobs.job_output import SUCCESS_FILE, read_job_id
+from serve.jobs.job_spec import parse_stored_mix
 from serve.jobs.job_store import JobRecord, JobRecords, JobSubmission, State
 from serve.jobs.rooted_files import OutputDirectory, RootedFiles, open_regular_file
 from serve.jobs.runner import check_paths
@@ -45,6 +46,8 @@ def add_job_routes(router: APIRouter, operations: AdminOperations) -> None:
         default = operations.default_beta(operations.replica.state)
         if default is None and (job_request.beta is not None or job_request.betas is not None):
             raise SingleTokenError
+        if job_request.mix is not None:
+            operations.check_mix(parse_stored_mix(job_request.mix))
         await asyncio.to_thread(check_paths, files, job_request)
         record = await asyncio.to_thread(
             lambda: records.submit(job_request, who=operator.name, default_beta=default, max_jobs=operations.max_jobs)

@@ -31,6 +31,7 @@ from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
 from tureen.bundle.manifest import Manifest
 from tureen.errors import SingleTokenError
+from tureen.tokens import Mix
 
 APPLY_TIMEOUT_S = 1.0
 RETRY_S = 1.0
@@ -181,6 +182,15 @@ class AdminOperations:
     def current_settings(self) -> ActiveSettings:
         """Returns the settings in force: the operator's settings and the default β of the server."""
         return replace(self._without_operator, revision=self.replica.head.revision, state=self.replica.state)
+
+    def check_mix(self, mix: Mix) -> None:
+        """Raises UnknownTokenError if a token of the mix exists neither in the settings nor in the model of a process.
+
+        Does nothing while no process has loaded a model.
+        """
+        own = {name for worker in self.workers() for name in worker.own_tokens}
+        if own:
+            mix.check_names(own | self.replica.state.tokens.keys())
 
     def default_beta(self, state: SettingsState) -> float | None:
         """Returns the default β under the settings `state`; None if the model has one token."""

@@ -16,6 +16,7 @@ from serve.admin.operations import AdminOperations
 from serve.control.credential_store import Credential
 from serve.control.revision_store import Revision
 from serve.control.settings_state import SettingsState
+from serve.control.worker_state import WorkerState
 from serve.errors import IfMatchRequiredError, StaleRevisionError
 from serve.http.client_identity import only_value
 
@@ -91,7 +92,7 @@ def settings_response(
         "changed": {name: getattr(row, name) for name in ("at", "who", "action", "reason")} if row.revision else None,
         "model": {"name": manifest.name, "version": manifest.version},
         "expected": expected_accuracy(manifest, beta),
-        "workers": [asdict(worker) for worker in operations.workers()],
+        "workers": [_worker(state) for state in operations.workers()],
         "store": {
             "is_reachable": unreachable is None,
             "unreachable_since": None if unreachable is None else unreachable.isoformat(),
@@ -109,3 +110,8 @@ def public_settings(state: SettingsState) -> dict[str, Any]:
     """
     content = state.model_dump(mode="json", exclude={"api_keys", "tokens"})
     return {**content, "tokens": len(state.tokens), "keys": [key.model_dump() for key in state.api_keys.values()]}
+
+
+def _worker(state: WorkerState) -> dict[str, Any]:
+    """Returns the JSON object of a worker. It has no names of tokens but the parked ones, as there may be thousands."""
+    return {name: value for name, value in asdict(state).items() if name != "own_tokens"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,6 +32,7 @@ class WorkerState:
     revision: int  # of the settings under which it admits requests
     model: str | None  # name and version of the bundle that it serves
     parked_tokens: Mapping[str, str] = field(default_factory=dict)  # reasons by name of tokens that it cannot use
+    own_tokens: Collection[str] = ()  # names of its tokens that no operator added; empty before it has loaded its model
 
 
 class AdminServer(Protocol):

@@ -207,6 +207,11 @@ class LoadedModel:
                 await asyncio.sleep(RETRY_S)
         return np.stack([logits[row] for row in range(len(betas))])
 
+    @property
+    def own_tokens(self) -> list[str]:
+        """The names of the tokens that no operator added, sorted: those of the bundle and of --token-dir."""
+        return sorted(self.soup.tokens.keys() - self._operator_tokens.keys())
+
     def load_tokens(self, tokens: Mapping[str, str], cache: TokenCache) -> None:
         """Adds the operators' tokens to the soup, and removes those that are not in `tokens`. Blocks.
 

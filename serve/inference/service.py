@@ -140,6 +140,11 @@ class Service:
         """The operators' tokens that the current model cannot use, with the reason of each, by name."""
         return {} if self._model is None else self._model.parked_tokens
 
+    @property
+    def own_tokens(self) -> list[str]:
+        """The names of the current model's tokens that no operator added, sorted. Empty before a model is loaded."""
+        return [] if self._model is None else self._model.own_tokens
+
     async def load_tokens(self) -> None:
         """Makes the current model use the tokens of the settings in force. Must be called after `apply_settings`.
 

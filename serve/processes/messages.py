@@ -103,10 +103,11 @@ class Ready(BaseModel):
 
 
 class ServingModel(BaseModel):
-    """Message from a worker: the manifest of the bundle that the worker serves."""
+    """Message from a worker: the manifest of the bundle that the worker serves, and its tokens."""
 
     kind: Literal["serves"] = "serves"
     manifest: Manifest
+    own_tokens: list[str] = Field(default=[], description="names of the tokens that no operator added")
 
 
 class ReloadResult(BaseModel):

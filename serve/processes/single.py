@@ -91,8 +91,8 @@ class SingleProcess(ServerProcess):
     def _worker_states(self) -> list[WorkerState]:
         service, manifest = self.service, self.service.bundle.manifest
         model = f"{manifest.name} {manifest.version}"
-        parked = service.parked_tokens
-        return [WorkerState(0, os.getpid(), service.is_ready, service.applied_revision, model, parked)]
+        revision, parked, own = service.applied_revision, service.parked_tokens, service.own_tokens
+        return [WorkerState(0, os.getpid(), service.is_ready, revision, model, parked, own)]
 
     def _reload_soon(self) -> None:
         self._reload = asyncio.get_running_loop().create_task(self.reload())

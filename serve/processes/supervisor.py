@@ -112,6 +112,7 @@ class WorkerProcess:
     channel: WorkerChannel
     ready_s: float | None = None  # time.monotonic
     manifest: Manifest | None = None  # of the bundle that it serves
+    own_tokens: list[str] = field(default_factory=list)  # names of its tokens that no operator added
     revision: int = 0  # of the operator's settings that it has applied
     parked_tokens: dict[str, str] = field(default_factory=dict)  # reasons by name of tokens that it cannot use
     token_checks: dict[str, asyncio.Future[str | None]] = field(default_factory=dict)  # results by SHA-256
@@ -238,7 +239,7 @@ class Supervisor:
                         self._on_ready()
                     self._worker_changed()
                 case ServingModel():
-                    worker.manifest = message.manifest
+                    worker.manifest, worker.own_tokens = message.manifest, message.own_tokens
                     self._worker_changed()
                 case SettingsApplied():
                     worker.revision, worker.parked_tokens = message.revision, message.parked_tokens
@@ -297,6 +298,7 @@ class Supervisor:
                 worker.revision,
                 None if worker.manifest is None else f"{worker.manifest.name} {worker.manifest.version}",
                 worker.parked_tokens,
+                worker.own_tokens,
             )
             for worker in self._workers.values()
         ]

@@ -57,7 +57,7 @@ class Worker(ServerProcess):
         self.start_task(self._follow_supervisor(self._channel))
 
     def become_ready(self) -> None:
-        self._send(ServingModel(manifest=self.service.bundle.manifest))
+        self._send_model()
         self._send_applied()
         self._send(Ready())
 
@@ -89,6 +89,9 @@ class Worker(ServerProcess):
         await self.service.load_tokens()
         self._send_applied()
 
+    def _send_model(self) -> None:
+        self._send(ServingModel(manifest=self.service.bundle.manifest, own_tokens=self.service.own_tokens))
+
     def _send_applied(self) -> None:
         parked = dict(self.service.parked_tokens)
         self._send(SettingsApplied(revision=self.service.applied_revision, parked_tokens=parked))
@@ -103,7 +106,7 @@ class Worker(ServerProcess):
 
     async def _reload(self, bundle: Path) -> None:
         is_reloaded = await self.reload(bundle)
-        self._send(ServingModel(manifest=self.service.bundle.manifest))
+        self._send_model()
         self._send_applied()
         self._send(ReloadResult(ok=is_reloaded))
 

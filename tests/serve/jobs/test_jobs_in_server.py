@@ -121,8 +121,11 @@ def test_a_job_at_a_mix_has_the_rows_of_its_tokens(start_operated, photos, roots
         request = {"input": str(photos), "output": str(tmp_path / "out" / "wrong"), **choice}
         status, _, problem = operator.ask("POST", "/jobs", request)
         assert (status, problem["code"]) == (422, "invalid_job"), problem
-    job = until(operator, submit(operator, input=photos, output=tmp_path / "out" / "haze", token="haze"), has_ended)
-    assert (job["state"], "there is no token 'haze'" in job["error"]) == ("failed", True)
+    for choice in ({"token": "haze"}, {"mix": "fog:1,haze:1"}):
+        request = {"input": str(photos), "output": str(tmp_path / "out" / "haze"), **choice}
+        status, _, problem = operator.ask("POST", "/jobs", request)
+        assert (status, problem["code"]) == (422, "unknown_token"), problem
+        assert "there is no token 'haze'; the tokens are clean, fog, robust" in problem["detail"]
 
 
 def test_a_job_is_paused_resumed_and_cancelled(start_operated, many, roots, tmp_path):  # noqa: F811

@@ -145,7 +145,8 @@ def test_the_result_of_a_reload_follows_the_model_that_is_served(tmp_path, is_op
             if is_open:
                 await worker.service.open()
             supervisor.send(Reload(bundle=EXAMPLES / "cifar10"))
-            assert await supervisor.receive() == ServingModel(manifest=MANIFEST)
+            own_tokens = ["clean", "robust"] if is_open else []
+            assert await supervisor.receive() == ServingModel(manifest=MANIFEST, own_tokens=own_tokens)
             assert await supervisor.receive() == SettingsApplied(revision=0)
             assert await supervisor.receive() == ReloadResult(ok=is_open)
             await worker.service.close()
