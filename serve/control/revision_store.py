@@ -149,6 +149,7 @@ class RevisionStore:
             raise ControlStoreError("--store names no file: give one such as sqlite:////var/lib/tureen/control.db")
         self._before_first_use = before_first_use
         self._is_prepared = False
+        self._is_closed = False
         self._preparing = threading.Lock()
         with self.translate_errors():
             # PostgreSQL: a new connection for each use, which is rare. A kept connection would not detect that the
@@ -157,6 +158,7 @@ class RevisionStore:
                 self.engine = sa.create_engine(self.url, creator=self._connect_to_file, poolclass=sa.QueuePool)
                 sa.event.listen(self.engine, "connect", self._configure_connection)
                 sa.event.listen(self.engine, "checkout", self._check_file)
+                sa.event.listen(self.engine, "checkin", self._close_after_use)
             else:
                 options = {"connect_timeout": TIMEOUT_S}
                 self.engine = sa.create_engine(self.url, connect_args=options, poolclass=sa.NullPool)
@@ -242,6 +244,10 @@ class RevisionStore:
         """Raises DisconnectionError if the file of the connection was replaced or removed. The pool then reconnects."""
         if record.info["file"] != self._file_identity():
             raise sa.exc.DisconnectionError
+
+    def _close_after_use(self, connection: Any, record: Any) -> None:
+        if self._is_closed:
+            record.invalidate()
 
     def _file_identity(self) -> tuple[int, int] | None:
         try:
@@ -334,7 +340,8 @@ class RevisionStore:
         return last.revision
 
     def close(self) -> None:
-        """Closes every connection."""
+        """Closes every connection. One that another thread uses is closed after its use."""
+        self._is_closed = True
         self.engine.dispose()
 
     @contextmanager

@@ -252,6 +252,18 @@ def test_a_process_killed_at_any_step_leaves_a_change_complete_or_absent(store, 
             assert token_files(store) == set(store.head().state.tokens.values())
 
 
+def test_a_connection_in_use_at_the_close_is_closed_after_its_use(tmp_path):
+    store = RevisionStore(f"sqlite:///{tmp_path / 'control.db'}")
+    store.head()
+    for _ in range(2):  # the second was made after the close, by a thread that began before it
+        with store.reading() as connection:
+            in_use = connection.connection.dbapi_connection
+            store.close()
+            assert connection.execute(sa.text("SELECT 1")).scalar() == 1
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            in_use.execute("SELECT 1")
+
+
 def test_a_process_killed_at_random_has_lost_nothing_it_acknowledged(tmp_path):
     url = f"sqlite:///{tmp_path / 'control.db'}"
     store, draw = RevisionStore(url), random.Random(0)
