@@ -21,7 +21,7 @@ from training.evaluation.accuracy import Predict
 from training.evaluation.strengths import BETAS, logits_by_beta, strength_curve
 from tureen.bundle.manifest import CalibrationRow
 from tureen.bundle.strength_curve import StrengthCurve
-from tureen.soup import probabilities
+from tureen.interface.probabilities import probabilities
 
 BINS = 15
 MIN_IMAGES = 20

@@ -36,22 +36,22 @@ from tureen.errors import (
     TureenError,
 )
 from tureen.image_sources import ACCEPTED, ImageSource, is_one_image, pixels_from_source
-from tureen.interface.predictions import Classification, Prediction
+from tureen.interface.predictions import Classification
+from tureen.interface.probabilities import probabilities, top_predictions
 from tureen.interface.sweeps import Curve, Sweep, changes_between
 from tureen.machine import available_cpus, default_cache_directory
 from tureen.preprocess import DEFAULT_LIMITS, ImageLimits, Pixels
 from tureen.remote.locate import locate_bundle
 from tureen.tokens import (
     CLEAN_BETA,
-    ROBUST_BETA,
     Mix,
     beta_grid,
-    mix_rows,
     parse_beta,
     parse_mix,
     parse_strength,
     strength_grid,
     token_mix,
+    token_rows,
 )
 
 DEFAULT_TOP_K = 5
@@ -254,7 +254,7 @@ class Soup:
         size, classes = self.bundle.manifest.preprocess.image_size, len(self.labels)
         if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
             raise InvalidPixelsError("pixels", pixels, f"uint8 (B, {size}, {size}, 3)")
-        tokens = _token_rows(self.bundle, betas, len(pixels))
+        tokens = token_rows(self.bundle.clean_token, self.bundle.robust_token, betas, len(pixels))
         if not len(pixels):
             return np.empty((0, classes), np.float32)
         return self.engine.run(np.ascontiguousarray(pixels), tokens)
@@ -461,57 +461,6 @@ def _to_python(beta: Any) -> Any:
     return beta.tolist() if hasattr(beta, "tolist") else beta
 
 
-def _token_rows(
-    bundle: Bundle, betas: Sequence[float | NDArray[np.float32]] | NDArray[np.float32], count: int
-) -> NDArray[np.float32]:
-    """Returns the tokens of a batch, float32 (count, D). `Soup.logits` documents `betas` and the errors."""
-    vectors: dict[int, NDArray[np.float32]] = {}
-    if isinstance(betas, list | tuple):
-        vectors = {row: choice for row, choice in enumerate(betas) if isinstance(choice, np.ndarray) and choice.ndim}
-    if vectors:
-        betas = [CLEAN_BETA if row in vectors else beta for row, beta in enumerate(betas)]
-    tokens = mix_rows(bundle.clean_token, bundle.robust_token, _beta_column(betas, count))
-    for row, vector in vectors.items():
-        if vector.dtype != np.float32 or vector.shape != bundle.clean_token.shape:
-            raise ArgumentError(
-                f"the token of image {row} is {vector.dtype} {vector.shape}: give float32 {bundle.clean_token.shape}"
-            )
-        tokens[row] = vector
-    return tokens
-
-
-def _beta_column(betas: Any, count: int) -> NDArray[np.float32]:
-    """Returns the β as an array, float32 (count,).
-
-    Raises ArgumentError if there are not `count` β, and InvalidBetaError for a β that is not a number in [0, 1].
-    """
-    try:
-        column = np.asarray(betas, dtype=np.float32)
-    except (TypeError, ValueError):
-        raise InvalidBetaError(betas) from None
-    if column.shape != (count,):
-        raise ArgumentError(f"{count} images and β of shape {column.shape}: give one β for each image")
-    is_beta = (column >= CLEAN_BETA) & (column <= ROBUST_BETA)
-    if not is_beta.all():
-        raise InvalidBetaError(betas[int(np.argmin(is_beta))])
-    return column
-
-
-def top_predictions(
-    logits: NDArray[np.float32], labels: Sequence[str], top_k: int, temperature: float = 1.0
-) -> list[Prediction]:
-    """Returns the `top_k` most probable labels of one image, the most probable first.
-
-    logits: of the image, float (K,). labels: K names. temperature: divides the logits before the softmax. Equal logits
-    keep the order of the labels. A top_k above K returns all K labels. Raises ArgumentError if top_k is below 1.
-    """
-    if top_k < 1:
-        raise ArgumentError(f"top_k is {top_k}; give 1 or more")
-    row = probabilities(logits, temperature)
-    best = np.argsort(-logits, kind="stable")[:top_k]
-    return [Prediction(label=labels[i], index=int(i), probability=float(row[i])) for i in best]
-
-
 def sweep_result(
     manifest: Manifest, temperatures: Temperatures, betas: list[float], logits: NDArray[np.float32], top_k: int
 ) -> Sweep:
@@ -534,14 +483,3 @@ def sweep_result(
         curves=[Curve(label=labels[i], index=int(i), probabilities=by_beta[:, i].tolist()) for i in highest],
         changes=changes_between(betas, answers),
     )
-
-
-def probabilities(logits: NDArray[np.float32], temperatures: float | NDArray[np.float64] = 1.0) -> NDArray[np.float64]:
-    """Returns the softmax of logits / temperature over the K classes, float64 (…, K).
-
-    logits: (…, K). temperatures: one number, or one for each image, (…).
-    """
-    differences = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    exponentials = np.exp(differences / np.asarray(temperatures)[..., None])
-    total: NDArray[np.float64] = exponentials / exponentials.sum(axis=-1, keepdims=True)
-    return total

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tureen.errors import InvalidBetaError, InvalidMixError, InvalidStrengthError, UnknownTokenError
+from tureen.errors import ArgumentError, InvalidBetaError, InvalidMixError, InvalidStrengthError, UnknownTokenError
 
 CLEAN_BETA = 0.0
 ROBUST_BETA = 1.0
@@ -57,6 +57,50 @@ def mix_rows(clean: NDArray[np.float32], robust: NDArray[np.float32], betas: Arr
     """
     column = np.asarray(betas, dtype=np.float32).reshape(-1, 1)
     return mix(clean[None, :], robust[None, :], column)
+
+
+def token_rows(
+    clean: NDArray[np.float32],
+    robust: NDArray[np.float32],
+    betas: Sequence[float | NDArray[np.float32]] | NDArray[np.float32],
+    count: int,
+) -> NDArray[np.float32]:
+    """Returns the tokens of a batch, float32 (count, D).
+
+    clean, robust: float32 (D,). betas: for each image a β in [0, 1], or a token, float32 (D,). Raises InvalidBetaError
+    for a β that is not a number in [0, 1]. Raises ArgumentError if there are not `count` β, or if a token has another
+    dtype or shape.
+    """
+    vectors: dict[int, NDArray[np.float32]] = {}
+    if isinstance(betas, list | tuple):
+        vectors = {row: choice for row, choice in enumerate(betas) if isinstance(choice, np.ndarray) and choice.ndim}
+    if vectors:
+        betas = [CLEAN_BETA if row in vectors else beta for row, beta in enumerate(betas)]
+    tokens = mix_rows(clean, robust, _beta_column(betas, count))
+    for row, vector in vectors.items():
+        if vector.dtype != np.float32 or vector.shape != clean.shape:
+            raise ArgumentError(
+                f"the token of image {row} is {vector.dtype} {vector.shape}: give float32 {clean.shape}"
+            )
+        tokens[row] = vector
+    return tokens
+
+
+def _beta_column(betas: Any, count: int) -> NDArray[np.float32]:
+    """Returns the β as an array, float32 (count,).
+
+    Raises ArgumentError if there are not `count` β, and InvalidBetaError for a β that is not a number in [0, 1].
+    """
+    try:
+        column = np.asarray(betas, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise InvalidBetaError(betas) from None
+    if column.shape != (count,):
+        raise ArgumentError(f"{count} images and β of shape {column.shape}: give one β for each image")
+    is_beta = (column >= CLEAN_BETA) & (column <= ROBUST_BETA)
+    if not is_beta.all():
+        raise InvalidBetaError(betas[int(np.argmin(is_beta))])
+    return column
 
 
 def parse_beta(value: str | float) -> float:

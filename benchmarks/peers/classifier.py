@@ -18,9 +18,10 @@ import numpy as np
 from tureen.bundle.bundle import load_bundle
 from tureen.engines import open_engine
 from tureen.engines.base import EngineOptions
+from tureen.interface.probabilities import top_predictions
 from tureen.machine import available_cpus, default_cache_directory
 from tureen.preprocess import pixels_from_bytes
-from tureen.soup import Soup, top_predictions
+from tureen.soup import Soup
 
 OPTIONS = "TUREEN_PEER_OPTIONS"  # environment variable: the options of a peer's server, as JSON
 BETA = 0.5

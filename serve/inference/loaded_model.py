@@ -32,8 +32,9 @@ from tureen.engines.base import TOKEN_BATCH
 from tureen.engines.paired import CPU_ENGINES, PairedEngine
 from tureen.errors import TureenError
 from tureen.image_cost import LEAST_COST, ImageCost, image_cost
+from tureen.interface.probabilities import probabilities
 from tureen.preprocess import ImageLimits, Pixels
-from tureen.soup import Soup, probabilities
+from tureen.soup import Soup
 
 Row = tuple[Pixels, float | NDArray[np.float32]]  # an image, and its β or its token (D,)
 START_RUNS = 3  # timed runs that measure the speed of the machine

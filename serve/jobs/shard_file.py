@@ -33,7 +33,7 @@ from serve.errors import OutputError
 from serve.jobs.rooted_files import open_regular_file
 from tureen.atomic_file import atomic_file
 from tureen.bundle.strength_curve import StrengthCurve
-from tureen.soup import probabilities
+from tureen.interface.probabilities import probabilities
 
 T = TypeVar("T")
 Format = Literal["parquet", "jsonl", "csv"]

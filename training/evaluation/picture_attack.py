@@ -30,8 +30,8 @@ from training.evaluation.strengths import BETAS, logits_by_beta, strength_curve
 from training.evaluation.transfer import mean_forward
 from training.models.vit import images_from_pixels, pixels_from_images
 from tureen.bundle.strength_curve import StrengthCurve
+from tureen.interface.probabilities import probabilities
 from tureen.preprocess import Pixels, PreprocessSpec
-from tureen.soup import probabilities
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 CURVE_IMAGES = 1000  # as in `tureen export`, so that the strengths are those of the bundle
