@@ -26,7 +26,7 @@ from training.weights.library_settings import library_settings
 from training.weights.tensor_names import our_names
 from training.weights.weight_files import Weights, read_tensors
 from training.weights.weight_folding import fold_weights
-from training.weights.weight_sources import locate_weights, named_architecture
+from training.weights.weight_sources import LocatedWeights, locate_weights
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,18 @@ class Pretrained:
     assumed: tuple[str, ...]  # messages for the user: settings that no file has, with the library's defaults
 
 
-def load_pretrained(path: Path | str, *, image_size: int | None = None, classes: int | None = None) -> Pretrained:
+def load_pretrained(
+    path: Path | str | LocatedWeights, *, image_size: int | None = None, classes: int | None = None
+) -> Pretrained:
     """Returns a dual-token model with the weights of a single-token ViT: float32, on the CPU, all parameters trainable.
 
     path is one of:
     - a .safetensors file
     - a PyTorch file with another suffix in `training.weights.weight_files`; only its tensors are unpickled
-    - a directory with model.safetensors, as on the Hugging Face hub
+    - a directory with model.safetensors or pytorch_model.bin, as on the Hugging Face hub
     - a checkpoint of Tureen
     - an address on the Hugging Face hub, hf-hub:OWNER/NAME[@REVISION] or timm:NAME; downloads the files
+    - a result of `locate_weights`
 
     Reads config.json and preprocessor_config.json beside the weights if they exist. For a setting that no file has,
     uses the default of the library, and lists this default in `assumed`.
@@ -64,7 +67,9 @@ def load_pretrained(path: Path | str, *, image_size: int | None = None, classes:
     if Tureen does not support its shape. Raises CheckpointError if the file has no linear classifier of one token and
     `classes` is None.
     """
-    source = _read_own(Path(path)) if (Path(path) / CHECKPOINT).is_file() else _read_third_party(path)
+    located = path if isinstance(path, LocatedWeights) else locate_weights(path)
+    path = located.location
+    source = _read_own(Path(path)) if (Path(path) / CHECKPOINT).is_file() else _read_third_party(located)
     shape, weights = source.shape, source.weights
     kept_classes = _kept_classes(weights, shape["width"])
     if classes is None and kept_classes is None:
@@ -126,15 +131,13 @@ def _read_own(path: Path) -> _SourceModel:
     return _SourceModel("tureen", model.config.model_dump(), model.state_dict(), names={}, assumed=())
 
 
-def _read_third_party(path: Path | str) -> _SourceModel:
-    file = locate_weights(path)
+def _read_third_party(located: LocatedWeights) -> _SourceModel:
+    file = located.file
     tensors = read_tensors(file)
     library, names = our_names(tensors, file)
     weights = {ours: tensors[name].to(torch.float32) for ours, name in names.items()}
     shape = fold_weights(weights, file)
-    stated, assumed = library_settings(
-        library, names, file, width=shape["width"], architecture=named_architecture(path)
-    )
+    stated, assumed = library_settings(library, names, file, width=shape["width"], architecture=located.architecture)
     return _SourceModel(library, stated | shape, weights, names, assumed)
 
 

@@ -1,6 +1,6 @@
 """Finds the file of weights that a location names, and downloads it if it is on the Hugging Face hub.
 
-PATH                              a file of weights, or a directory with model.safetensors
+PATH                              a file of weights, or a directory with one
 hf-hub:OWNER/NAME[@REVISION]      a model repository of the hub
 timm:NAME                         the repository of the hub that timm uses for the model NAME
 
@@ -10,9 +10,11 @@ and timm when a location needs them. Does not read the files.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -24,10 +26,44 @@ from tureen.vendor_telemetry import disable_vendor_telemetry
 
 HUB = "hf-hub:"
 TIMM = "timm:"
-HUB_WEIGHTS = (MODEL, "pytorch_model.bin")  # names of weights in a repository, in order of preference
+WEIGHTS = (MODEL, "pytorch_model.bin")  # names of weights in a directory or a repository, in order of preference
 TIMEOUT_S = 10.0  # of the request that asks for the commit of a file
 
 _REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_ADDRESS = re.compile(r"(?:hf|https?):")  # of a bundle, a data set or a web page, none of which is weights
+
+
+@dataclass(frozen=True)
+class LocatedWeights:
+    """A file of weights on this machine, and the location that names it.
+
+    location: as the user gave it. repository: "OWNER/NAME" on the hub; None for a file of this machine. architecture:
+    the name of the model in timm, if the location has it. Several models may share a repository.
+    """
+
+    location: str
+    file: Path
+    repository: str | None = None
+    architecture: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the file without its folders, or the location on the hub."""
+        return self.file.name if self.repository is None else self.location
+
+    def provenance(self, key: str) -> dict[str, str]:
+        """Returns the origin of the weights as entries of a provenance, whose names begin with `key`.
+
+        The entries are the name, the address on the hub with the commit if both are known, and the SHA-256 of the file.
+        No entry has a path of this machine, because a provenance is published.
+        """
+        commit, address = self.file.parent.name, {}
+        if self.repository is not None and _COMMIT.fullmatch(commit):
+            address = {f"{key}_address": f"{HUB}{self.repository}@{commit}"}
+        with self.file.open("rb") as weights:
+            digest = hashlib.file_digest(weights, "sha256").hexdigest()
+        return {key: self.name, **address, f"{key}_sha256": digest}
 
 
 def is_remote(location: Path | str) -> bool:
@@ -35,25 +71,44 @@ def is_remote(location: Path | str) -> bool:
     return str(location).startswith((HUB, TIMM)) and not os.path.exists(location)
 
 
-def named_architecture(location: Path | str) -> str | None:
-    """Returns the architecture in timm that `location` names; None: it names none. Several may share a repository."""
-    text = str(location)
-    return text.removeprefix(TIMM).partition(".")[0] if is_remote(text) and text.startswith(TIMM) else None
+def has_weights(directory: Path) -> bool:
+    """Returns whether a directory has a file of weights with a name in WEIGHTS."""
+    return any((directory / name).is_file() for name in WEIGHTS)
 
 
-def locate_weights(location: Path | str) -> Path:
+def locate_weights(location: Path | str) -> LocatedWeights:
     """Returns the file of weights at `location`. Downloads it if it is not yet in the cache of huggingface_hub.
 
-    If the hub cannot be reached, returns the copy in the cache. A file of this machine need not exist. Raises
-    CheckpointError if the location does not name weights, if the hub refuses them, or if a package is not installed.
+    If the hub cannot be reached, returns the copy in the cache. Raises CheckpointError if the location does not name
+    weights, if the hub refuses them, or if a package is not installed.
     """
-    if not is_remote(location):
-        path = Path(location)
-        return path / MODEL if path.is_dir() else path
     text = str(location)
+    if not is_remote(text):
+        return LocatedWeights(text, _local_file(text))
     if text.startswith(HUB):
-        return _downloaded(text, text.removeprefix(HUB))
-    return _downloaded(text, _repository_of_timm(text, text.removeprefix(TIMM)))
+        repository = text.removeprefix(HUB)
+        return LocatedWeights(text, _downloaded(text, repository), repository.partition("@")[0])
+    name = text.removeprefix(TIMM)
+    repository = _repository_of_timm(text, name)
+    return LocatedWeights(text, _downloaded(text, repository), repository, name.partition(".")[0])
+
+
+def _local_file(location: str) -> Path:
+    """Returns the file of weights at a path of this machine. Raises CheckpointError if there is none."""
+    path = Path(location)
+    if path.is_dir():
+        if not has_weights(path):
+            raise CheckpointError(f"{path} has none of the files {', '.join(WEIGHTS)}: give a file of weights")
+        return next(path / name for name in WEIGHTS if (path / name).is_file())
+    if path.exists():
+        return path
+    if _ADDRESS.match(location):
+        raise CheckpointError(
+            f"{location} does not name weights: on the Hugging Face hub their address is {HUB}OWNER/NAME"
+        )
+    raise CheckpointError(
+        f"{location} does not exist: give a file of weights, a directory with {MODEL}, {HUB}OWNER/NAME or {TIMM}NAME"
+    )
 
 
 def _repository_of_timm(location: str, name: str) -> str:
@@ -78,9 +133,9 @@ def _downloaded(location: str, repository: str) -> Path:
     if match is None:
         raise CheckpointError(f"{location} is not the address of a model: give {HUB}OWNER/NAME[@REVISION]")
     name, revision = match.groups()
-    found = next((file for weights in HUB_WEIGHTS if (file := _file(location, name, revision, weights))), None)
+    found = next((file for weights in WEIGHTS if (file := _file(location, name, revision, weights))), None)
     if found is None:
-        raise CheckpointError(f"{location} has none of the files {', '.join(HUB_WEIGHTS)}: choose another repository")
+        raise CheckpointError(f"{location} has none of the files {', '.join(WEIGHTS)}: choose another repository")
     for settings in (CONFIG, PREPROCESSOR):
         _file(location, name, revision, settings)
     return found
@@ -122,4 +177,7 @@ def _imported(package: str, location: str, *, extra: str) -> ModuleType:
             f"{location} needs the package {error.name}, which is not installed: pip install 'tureen[{extra}]'"
         ) from error
     except Exception as error:  # an extension that was built for another version of torch raises RuntimeError
-        raise CheckpointError(f"{location} needs the package {package}, whose import fails here: {error}") from error
+        raise CheckpointError(
+            f"{location} needs the package {package}, whose import fails here ({error}): if it names torchvision, "
+            f"install torch and torchvision from the same index, or give the weights as {HUB}OWNER/NAME"
+        ) from error

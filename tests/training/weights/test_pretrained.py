@@ -809,5 +809,5 @@ def test_other_models_and_empty_directories_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no Vision Transformer of timm"):
         load_pretrained(path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"directory with model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"has none of the files model\.safetensors, pytorch_model\.bin"):
         load_pretrained(tmp_path / "empty")
