@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from training.recipes import RECIPES, Recipe
 from training.reporting.progress import ReadingProgress
 from training.resume import absolute_location
 from training.weights.pretrained import load_pretrained
+from training.weights.weight_sources import LocatedWeights, locate_weights
 from tureen.preprocess import PreprocessSpec
 
 SKIPPED = "skipped.txt"
@@ -32,16 +34,19 @@ class RunOptions:
     """The options of a run besides its recipe.
 
     data: location of the images. group_by: regular expression that finds the group of an image in its file name; all
-    images of a group are in one part. init: weights to start from, as for `load_pretrained`. image_size: in pixels;
-    None: that of the weights. is_resumed: continue an interrupted run. is_strict: fail if an image cannot be decoded.
-    is_compiled: use torch.compile. loggers: names of the loggers that record the run. workers: number of processes or
-    threads that decode images. save_interval_s: seconds between two saves of the state; more if saving would take over
-    2 % of the time. threads: CPU threads of torch in each process; None: as many as `limit_threads` allows.
+    images of a group are in one part. init: weights to start from, as for `load_pretrained`. weights, origin: the file
+    of these weights, and its entries of the provenance; `with_defaults` sets both. image_size: in pixels; None: that of
+    the weights. is_resumed: continue an interrupted run. is_strict: fail if an image cannot be decoded. is_compiled:
+    use torch.compile. loggers: names of the loggers that record the run. workers: number of processes or threads that
+    decode images. save_interval_s: seconds between two saves of the state; more if saving would take over 2 % of the
+    time. threads: CPU threads of torch in each process; None: as many as `limit_threads` allows.
     """
 
     data: str | None = None
     group_by: str | None = None
     init: str | None = None
+    weights: LocatedWeights | None = None
+    origin: Mapping[str, str] = field(default_factory=dict)
     image_size: int | None = None
     is_resumed: bool = False
     is_strict: bool = False
@@ -57,6 +62,7 @@ class RunOptions:
             "data": absolute_location(self.data),
             "group_by": self.group_by,
             "init": absolute_location(self.init),
+            "origin": dict(self.origin),
             "is_strict": self.is_strict,
             "is_compiled": self.is_compiled,
         }
@@ -79,8 +85,8 @@ def prepare_training(
         if data.duplicates:
             print(duplicates_line(data.duplicates), file=sys.stderr)
     start = None
-    if is_new and options.init is not None:
-        start = _load_start(recipe, options.init, is_verbose=processes.is_first)
+    if is_new and options.weights is not None:
+        start = _load_start(recipe, options.weights, is_verbose=processes.is_first)
     training = Cotraining(
         recipe,
         data,
@@ -94,33 +100,37 @@ def prepare_training(
 
 
 def with_defaults(recipe: Recipe, options: RunOptions) -> tuple[Recipe, RunOptions]:
-    """Returns recipe and options of a new run: the model has the shape of its weights, the option --group-by is set.
+    """Returns recipe and options of a new run: the option --group-by is set, and the weights at --init are located.
 
-    Raises the errors of `with_pretrained_shape`.
+    The model has the shape of these weights. Raises the errors of `with_pretrained_shape`.
     """
     group_by = recipe.group_by if options.group_by is None else options.group_by
-    return with_pretrained_shape(recipe, options), replace(options, group_by=group_by)
+    recipe, weights = with_pretrained_shape(recipe, options)
+    origin = {} if weights is None else weights.provenance("init")
+    return recipe, replace(options, group_by=group_by, weights=weights, origin=origin)
 
 
-def with_pretrained_shape(recipe: Recipe, options: RunOptions) -> Recipe:
-    """Returns the recipe with the model shape of the weights at `options.init`.
+def with_pretrained_shape(recipe: Recipe, options: RunOptions) -> tuple[Recipe, LocatedWeights | None]:
+    """Returns the recipe with the model shape of the weights at `options.init`, and the file of these weights.
 
-    If the recipe starts from random weights, returns the recipe unchanged. Raises RecipeError if the recipe needs
-    `options.init` and it is None, or if an option is not for this recipe. Raises the errors of `load_pretrained`.
+    If the recipe starts from random weights, returns the recipe unchanged, and None. Raises RecipeError if the recipe
+    needs `options.init` and it is None, or if an option is not for this recipe. Raises the errors of `locate_weights`
+    and `load_pretrained`.
     """
     if recipe.start == "random":
         if options.init is not None:
             raise RecipeError(f"{recipe.name} starts from random weights: --init is for the recipe finetune")
         if options.image_size is not None:
             raise RecipeError("--image-size is for the recipe finetune: use --set model.image_size=…")
-        return recipe
+        return recipe, None
     if options.init is None:
         raise RecipeError(f"{recipe.name} needs --init: the weights of a single-token ViT, or a checkpoint of Tureen")
     if recipe.model != RECIPES[recipe.name].model:
         raise RecipeError(f"the model of {recipe.name} has the shape of its weights: omit --set model.…")
     # The number of classes is known after the images are read; any number is valid until then.
-    config = load_pretrained(options.init, image_size=options.image_size, classes=2).model.config
-    return recipe.model_copy(update={"model": config})
+    weights = locate_weights(options.init)
+    config = load_pretrained(weights, image_size=options.image_size, classes=2).model.config
+    return recipe.model_copy(update={"model": config}), weights
 
 
 def load_training_data(recipe: Recipe, options: RunOptions, *, is_verbose: bool = True) -> Dataset:
@@ -208,12 +218,12 @@ def fitted_to_images(recipe: Recipe, data: Dataset, *, is_verbose: bool = True) 
     return recipe.model_copy(update={"model": model, "evaluation_attack": attack})
 
 
-def _load_start(recipe: Recipe, init: str, *, is_verbose: bool) -> Model:
+def _load_start(recipe: Recipe, weights: LocatedWeights, *, is_verbose: bool) -> Model:
     torch.manual_seed(recipe.seed)  # a new classifier is random
-    pretrained = load_pretrained(init, image_size=recipe.model.image_size, classes=recipe.model.classes)
+    pretrained = load_pretrained(weights, image_size=recipe.model.image_size, classes=recipe.model.classes)
     if is_verbose:
         head = "a new classifier" if pretrained.has_new_head else "its classifier"
-        print(f"starting from {init}, a checkpoint of {pretrained.library}, with {head}", file=sys.stderr)
+        print(f"starting from {weights.location}, a checkpoint of {pretrained.library}, with {head}", file=sys.stderr)
         for sentence in pretrained.assumed:
             print(f"  {sentence}", file=sys.stderr)
     return pretrained.model

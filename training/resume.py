@@ -30,8 +30,9 @@ class SavedRun:
 
     path: file of the saved state. recipe: has the number of classes of the images. labels: names of the classes. step:
     finished steps. steps: steps of the whole run. data: the argument of `tureen train --data`, as an absolute path if
-    it is a directory. group_by: the argument of --group-by, or None. init: the argument of --init, or None. is_strict,
-    is_compiled: the options --strict and --compile. logged_runs: the ids of the run by the name of the logger.
+    it is a directory. group_by: the argument of --group-by, or None. init: the argument of --init, or None. origin: the
+    entries of the provenance about these weights. is_strict, is_compiled: the options --strict and --compile.
+    logged_runs: the ids of the run by the name of the logger.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class SavedRun:
     init: str | None
     is_strict: bool
     is_compiled: bool
+    origin: dict[str, str] = field(default_factory=dict)
     logged_runs: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -70,6 +72,7 @@ def read_saved_run(path: Path) -> SavedRun:
             init=options.get("init"),
             is_strict=options.get("is_strict", False),
             is_compiled=options.get("is_compiled", False),
+            origin=options.get("origin", {}),
             logged_runs=options.get("logged_runs", {}),
         )
     except (OSError, SafetensorError) as error:

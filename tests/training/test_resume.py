@@ -61,12 +61,13 @@ def test_the_header_of_a_state_holds_recipe_and_options(tmp_path):
     recipe = load_recipe("digits", ["epochs=3"])
     metadata = {"recipe": recipe.model_dump_json(), "labels": '["a"]', "step": "4", "steps": "63"}
     options = {"data": "/photos", "group_by": "_", "is_strict": True, "logged_runs": {"mlflow": "7f"}}
+    options |= {"origin": {"init": "vit.pth"}}
     save_file({"x": np.zeros(1)}, tmp_path / "state", {**metadata, "options": json.dumps(options)})
     saved = read_saved_run(tmp_path / "state")
     assert (saved.recipe, saved.labels, saved.step, saved.steps) == (recipe, ["a"], 4, 63)
     assert (saved.data, saved.group_by, saved.init) == ("/photos", "_", None)
     assert (saved.is_strict, saved.is_compiled) == (True, False)
-    assert saved.logged_runs == {"mlflow": "7f"}
+    assert (saved.origin, saved.logged_runs) == ({"init": "vit.pth"}, {"mlflow": "7f"})
 
 
 def test_a_state_of_another_version_or_a_damaged_one_is_an_error(tmp_path):

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import random
@@ -17,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from tests.offline_wandb import read_offline_runs
 from tests.patience import DEADLINE_S
 from tests.ports import free_port
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, weights_sha256
 from training.cotrain import Cotraining
 from training.errors import CheckpointError
 from training.models.resnet import DualResNet
 from training.models.shapes import ResNetConfig
-from training.preparation import RunOptions, class_counts, fitted_to_images, load_training_data
+from training.preparation import RunOptions, class_counts, fitted_to_images, load_training_data, with_defaults
 from training.recipes import load_recipe
 from training.resume import read_saved_run
 from training.run import exclusive_writer, resumed_options, run
@@ -383,6 +384,27 @@ def test_finetuning_uses_the_given_shape_and_weights(photos, digits_like, tmp_pa
     shape = start.recipe.model.model_copy(update={"image_size": 16, "classes": 3})
     assert tuned.recipe.model == shape
     torch.testing.assert_close(tuned.model.blocks[0].qkv.weight, start.model.blocks[0].qkv.weight)
+    origin = {name: value for name, value in tuned.provenance.items() if name.startswith("init")}
+    assert origin == {"init": "model.safetensors", "init_sha256": weights_sha256(digits_like)}
+
+
+def test_a_resumed_run_keeps_the_origin_of_weights_whose_file_is_gone(photos, single_token_file, tmp_path):
+    weights = shutil.copy(single_token_file, tmp_path / "vit.safetensors")
+    settings = ["epochs=1", "batch_size=16", "augmentation.crop_scale=1", *EVERY_IMAGE_FALLS]
+    recipe, options = with_defaults(
+        load_recipe("finetune", settings), RunOptions(data=str(photos), init=str(weights), image_size=16)
+    )
+    data = load_training_data(recipe, options)
+    out = tmp_path / "run"
+    out.mkdir()
+    training = Cotraining(fitted_to_images(recipe, data), data, torch.device("cpu"))
+    training.save(out / "resume.safetensors", options.as_saved())
+    weights.unlink()
+    assert main(["train", "--resume", "--out", str(out)]) == 0
+    provenance = load_checkpoint(out).provenance
+    assert provenance["init"] == "vit.safetensors"
+    assert provenance["init_sha256"] == hashlib.sha256(single_token_file.read_bytes()).hexdigest()
+    assert str(tmp_path) not in (out / "checkpoint.json").read_text()
 
 
 @pytest.fixture(scope="module")
