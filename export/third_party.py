@@ -6,7 +6,6 @@ default of the library and reports it. If there are labelled images, PyTorch mea
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from training.errors import CheckpointError
 from training.evaluation.measure import Measurement, read_images
 from training.recipes import FINETUNE, Recipe
 from training.weights.pretrained import Pretrained, load_pretrained
+from training.weights.weight_sources import LocatedWeights, has_weights, is_remote, locate_weights
 from tureen.bundle.manifest import AccuracyRow
 from tureen.preprocess import PreprocessSpec
 from tureen.tokens import CLEAN_BETA, ROBUST_BETA
@@ -46,8 +46,11 @@ class ThirdPartyOptions:
 
 
 def is_third_party(path: Path) -> bool:
-    """Returns whether `path` is a file of weights, or a directory with weights and without a Tureen checkpoint."""
-    return path.is_file() or ((path / MODEL).is_file() and not (path / CHECKPOINT).is_file())
+    """Returns whether `path` names weights on the hub, a file of weights, or a directory with weights.
+
+    A directory with a checkpoint of Tureen is not a third-party model.
+    """
+    return is_remote(path) or path.is_file() or (has_weights(path) and not (path / CHECKPOINT).is_file())
 
 
 def load_third_party(
@@ -59,26 +62,28 @@ def load_third_party(
     measured: it is `finetune`, with the name and shape of the model. Without `options.data` the checkpoint has no
     accuracy, and it has synthetic pictures for the comparison of engines.
 
-    report: called with each line for the terminal. The lines give the library of the model, and each setting that this
-    function assumes because no file has it, such as the crop or the labels.
-    Raises CheckpointError if the weights are not those of a supported ViT. Raises ExportError if the model has no
-    classifier, or if its labels do not fit its outputs. Raises DataError if the images cannot be used.
+    path: the location of the weights, on this machine or on the hub, as for `locate_weights`. report: called with each
+    line for the terminal. The lines give the library of the model, and each setting that this function assumes because
+    no file has it, such as the crop or the labels.
+    Raises CheckpointError if the weights cannot be found, or are not those of a supported ViT. Raises ExportError if
+    the model has no classifier, or if its labels do not fit its outputs. Raises DataError if the images cannot be used.
     """
-    pretrained = _load(path)
+    weights = locate_weights(path)
+    pretrained = _load(weights)
     model = pretrained.model.eval().requires_grad_(False)
-    folder = path if path.is_dir() else path.parent
+    folder = weights.file.parent
     view = evaluation_view(
         pretrained.library, folder, image_size=model.config.image_size, crop_fraction=options.crop_fraction
     )
     folders = None if options.data is None else open_source(options.data).names
-    labels, note = _labels(path, options, model.config.classes, folders)
+    labels, note = _labels(weights, options, model.config.classes, folders)
     assumed = [*pretrained.assumed, *view.notes, *note]
     report(f"{path} is a checkpoint of {pretrained.library}, with one token")
     for sentence in assumed:
         report(f"  {sentence}")
     # The attack of this recipe makes the accuracies before and after co-training comparable.
     recipe = FINETUNE.model_copy(
-        update={"name": model_name(path), "model": model.config, "epsilon_255": options.epsilon_255}
+        update={"name": _name(weights), "model": model.config, "epsilon_255": options.epsilon_255}
     )
     if options.data is None:
         pictures = synthetic_pictures(SYNTHETIC_PICTURES, model.config.image_size)
@@ -98,37 +103,42 @@ def load_third_party(
         labels=labels,
         preprocess=view.preprocess,
         accuracy=accuracy,
-        provenance=_provenance(path, pretrained, assumed, options.data, len(images)),
+        provenance=_provenance(weights, pretrained, assumed, options.data, len(images)),
     )
 
 
-def _load(path: Path) -> Pretrained:
+def _name(weights: LocatedWeights) -> str:
+    """Returns the name of the model: that of the file, of its directory, or of the model on the hub."""
+    if weights.repository is None:
+        return model_name(Path(weights.location))
+    return model_name(Path(f"{weights.architecture or weights.repository}{Path(MODEL).suffix}"))
+
+
+def _load(weights: LocatedWeights) -> Pretrained:
     try:
-        return load_pretrained(path)
+        return load_pretrained(weights)
     except CheckpointError:
         try:
-            load_pretrained(path, classes=2)
+            load_pretrained(weights, classes=2)
         except CheckpointError as error:
             raise error from None
         raise ExportError(
-            f"{path} has no linear classifier, so it cannot be served: add one and co-train the model with "
-            f"`tureen train finetune --init {path} --data DIR`"
+            f"{weights.location} has no linear classifier, so it cannot be served: add one and co-train the model with "
+            f"`tureen train finetune --init {weights.location} --data DIR`"
         ) from None
 
 
 def _labels(
-    path: Path, options: ThirdPartyOptions, classes: int, folders: Sequence[str] | None
+    weights: LocatedWeights, options: ThirdPartyOptions, classes: int, folders: Sequence[str] | None
 ) -> tuple[list[str], list[str]]:
     """Returns the labels of the model's outputs, and a sentence for each assumption.
 
-    The labels come from the file `options.labels`, or else from the config.json beside the weights at `path`, or else
+    The labels come from the file `options.labels`, or else from the config.json beside `weights`, or else
     from `folders`. classes: number of outputs. folders: class names of the images; None without images. Raises
     ExportError if the number of labels differs from `classes`, or if a folder's name does not equal exactly one label.
     """
     source, assumed = str(options.labels or "the config.json beside the weights"), []
-    labels = (
-        read_labels(options.labels) if options.labels else labels_from_config(path if path.is_dir() else path.parent)
-    )
+    labels = read_labels(options.labels) if options.labels else labels_from_config(weights.file.parent)
     if labels is None and folders is None:
         return [str(index) for index in range(classes)], [
             "the label of each output is its number (assumed: no file sets it)"
@@ -139,9 +149,10 @@ def _labels(
     labels, note = unique_labels(labels)
     assumed += [note] if note else []
     if len(labels) != classes:
+        hint = f"; for a classifier of the folders: tureen train finetune --init {weights.location} --data {source}"
         raise ExportError(
-            f"{source} has {len(labels)} labels, the classifier of {path} has {classes} outputs: name each "
-            "output with --labels FILE, one label a line"
+            f"{source} has {len(labels)} labels, the classifier of {weights.location} has {classes} outputs: name each "
+            f"output with --labels FILE, one label a line{hint if source == options.data else ''}"
         )
     counts = Counter(labels)
     if wrong := [name for name in folders or () if counts[name] != 1]:
@@ -173,16 +184,12 @@ def _accuracy(pretrained: Pretrained, images: Images, recipe: Recipe) -> list[Ac
 
 
 def _provenance(
-    path: Path, pretrained: Pretrained, assumed: Sequence[str], data: str | None, images: int
+    weights: LocatedWeights, pretrained: Pretrained, assumed: Sequence[str], data: str | None, images: int
 ) -> dict[str, object]:
-    file = path / MODEL if path.is_dir() else path
-    with file.open("rb") as weights:
-        digest = hashlib.file_digest(weights, "sha256").hexdigest()
     measured_on = f"{images} synthetic pictures" if data is None else f"{images} images of {Path(data).name}"
     return {
         "library": pretrained.library,
-        "weights": file.name,
-        "weights_sha256": digest,
+        **weights.provenance("weights"),
         "assumed": "; ".join(assumed) or "nothing",
         "measured_on": measured_on,
     }

@@ -21,6 +21,7 @@ from export.third_party import ThirdPartyOptions, is_third_party, load_third_par
 from training.checkpoint import load_checkpoint
 from training.data.datasets import balanced_sample
 from training.distributed import limit_threads
+from training.weights.weight_sources import HUB, TIMM, is_remote
 from tureen.bundle.manifest import NAME_PATTERN
 from tureen.commands.report import accuracy_summary, parity_table
 from tureen.errors import BundleError, SingleTokenError
@@ -52,9 +53,10 @@ def export(arguments: list[str]) -> int:
         )
     except ValidationError:
         parser.error("--max-logit-diff must be above 0, --min-agreement from 0 to 1, the points from 0 to 100")
-    if not options.checkpoint.exists():
+    if not options.checkpoint.exists() and not is_remote(options.checkpoint):
         raise ExportError(
-            f"{options.checkpoint} does not exist: give the directory of a finished run, or a file of weights"
+            f"{options.checkpoint} does not exist: give the directory of a finished run, a file of weights, "
+            f"{HUB}OWNER/NAME or {TIMM}NAME"
         )
     default_beta = parse_beta(options.default_beta or CLEAN_BETA)
     modes, precisions = _modes(parser, options), options.precision

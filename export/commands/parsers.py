@@ -44,8 +44,8 @@ def export_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "checkpoint",
         type=Path,
-        help="directory that `tureen train` wrote; or weights of a ViT of timm, transformers or torchvision: a file or "
-        "a directory, as on the Hugging Face hub",
+        help="directory that `tureen train` wrote; or weights of a ViT of timm, transformers or torchvision: a file, a "
+        "directory as on the Hugging Face hub, hf-hub:OWNER/NAME[@REVISION] or timm:NAME",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="directory to write")
     parser.add_argument(

@@ -1,5 +1,6 @@
 """Third-party models from file to served bundle, compared with the logits of their library."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -72,6 +73,52 @@ def test_a_model_of_timm_is_served_with_its_logits(timm, photos, tmp_path):
     assert (manifest.name, manifest.preprocess.crop_fraction) == ("tiny", 0.8)
     assert manifest.provenance["library"] == "timm"
     assert_same_logits(tmp_path / "bundle", photos, original, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+
+
+def test_weights_on_the_hub_are_exported_like_their_files_and_the_card_has_their_commit(
+    timm, hub, tmp_path, monkeypatch, photos
+):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    original = randomised(timm.create_model("deit3_small_patch16_224", **SIZES))
+    original.pretrained_cfg |= {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
+    timm.models.save_for_hf(original, tmp_path / "files", model_config={"label_names": ANIMALS})
+    files = {file.name: file.read_bytes() for file in (tmp_path / "files").iterdir()}
+    digest = hashlib.sha256(files["pytorch_model.bin"]).hexdigest()
+    repository = "timm/deit3_small_patch16_224.fb_in1k"
+    commit = hub.commit(repository, files)
+    for location, name in (
+        ("timm:deit3_small_patch16_224", "deit3_small_patch16_224"),
+        (f"hf-hub:{repository}@main", "deit3_small_patch16_224.fb_in1k"),
+    ):
+        out = tmp_path / name
+        manifest = exported(location, out)
+        assert (manifest.name, manifest.labels) == (name, ANIMALS)
+        card = (out / "README.md").read_text()
+        for line in (
+            f"- weights: {location}",
+            f"- weights_address: hf-hub:{repository}@{commit}",
+            f"- weights_sha256: {digest}",
+        ):
+            assert f"\n{line}\n" in card
+        assert str(tmp_path) not in card + manifest.model_dump_json()
+    assert_same_logits(out, photos, original, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+
+
+def test_a_hub_that_lacks_the_weights_is_an_error_that_says_so(hub, tmp_path, monkeypatch, capsys):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    said = refused(capsys, "hf-hub:ada/nothing", "--out", tmp_path / "bundle")
+    assert "hf-hub:ada/nothing does not exist, or needs credentials" in said
+
+
+def test_a_model_that_timm_saves_by_default_is_exported_from_its_directory(timm, tmp_path):
+    original = randomised(timm.create_model("deit3_small_patch16_224", **SIZES))
+    timm.models.save_for_hf(original, tmp_path / "tiny")
+    manifest = exported(tmp_path / "tiny", tmp_path / "bundle")
+    assert (manifest.name, manifest.provenance["weights"]) == ("tiny", "pytorch_model.bin")
 
 
 def test_a_state_dict_of_timm_is_served_with_usual_values_that_the_card_names(timm, photos, tmp_path):
@@ -240,6 +287,7 @@ def test_a_classifier_that_does_not_fit_the_images_is_refused(single_token_file,
     said = refused(capsys, single_token_file, "--out", tmp_path / "bundle", "--data", tmp_path / "two")
     assert "has 2 labels, the classifier of" in said
     assert "5 outputs: name each output with --labels FILE" in said
+    assert f"tureen train finetune --init {single_token_file} --data {tmp_path / 'two'}" in said
 
 
 @pytest.mark.parametrize(

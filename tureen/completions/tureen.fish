@@ -193,7 +193,7 @@ complete -c tureen -n '_shtab_tureen_using export' -l gallery -xka "(__fish_comp
 complete -c tureen -n '_shtab_tureen_using export' -l note -xka "(__fish_complete_path (commandline -ct))" -d 'Markdown text for the model card, such as the source of the images and other measurements'
 complete -c tureen -n '_shtab_tureen_using export' -l force -d 'overwrite BUNDLE if it exists'
 complete -c tureen -n '_shtab_tureen_using export' -l json -d 'print the manifest as JSON'
-complete -c tureen -n '_shtab_tureen_using export; and test $_shtab_tureen_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'directory that `tureen train` wrote; or weights of a ViT of timm, transformers or torchvision: a file or a directory, as on the Hugging Face hub'
+complete -c tureen -n '_shtab_tureen_using export; and test $_shtab_tureen_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'directory that `tureen train` wrote; or weights of a ViT of timm, transformers or torchvision: a file, a directory as on the Hugging Face hub, hf-hub:OWNER/NAME[@REVISION] or timm:NAME'
 complete -c tureen -n '_shtab_tureen_using; and test $_shtab_tureen_npos -eq 0' -a calibrate -d 'measure strength and calibration on your images'
 complete -c tureen -n '_shtab_tureen_using calibrate' -s h -l help -d 'show this help message and exit'
 complete -c tureen -n '_shtab_tureen_using calibrate' -l data -xka "(__fish_complete_directories)" -d 'images that did not train the model, one folder for each class. With folders val and test of classes, val fits and test measures the errors; otherwise random halves do'

@@ -419,7 +419,7 @@ _shtab_tureen_export_options=(
   "--note[Markdown text for the model card, such as the source of the images and other measurements]:FILE:_files"
   "--force[overwrite BUNDLE if it exists]"
   "--json[print the manifest as JSON]"
-  ":directory that \`tureen train\` wrote\; or weights of a ViT of timm, transformers or torchvision\: a file or a directory, as on the Hugging Face hub:_files"
+  ":directory that \`tureen train\` wrote\; or weights of a ViT of timm, transformers or torchvision\: a file, a directory as on the Hugging Face hub, hf-hub\:OWNER\/NAME\[\@REVISION\] or timm\:NAME:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
