@@ -22,7 +22,7 @@ from training.checkpoint import load_checkpoint
 from training.data.datasets import balanced_sample
 from training.distributed import limit_threads
 from training.weights.weight_sources import HUB, TIMM, is_remote
-from tureen.bundle.manifest import NAME_PATTERN
+from tureen.bundle.manifest import LICENSE, NAME_PATTERN
 from tureen.commands.report import accuracy_summary, parity_table
 from tureen.errors import BundleError, SingleTokenError
 from tureen.machine import default_cache_directory
@@ -74,6 +74,9 @@ def export(arguments: list[str]) -> int:
         given = {field: getattr(options, field) for field in THIRD_PARTY if getattr(options, field) is not None}
         checkpoint = load_third_party(options.checkpoint, ThirdPartyOptions(**given), report)
         precisions = precisions or ([] if options.data else ["fp32"])
+    if options.license is not None:
+        provenance = {**checkpoint.provenance, LICENSE: options.license}
+        checkpoint = dataclasses.replace(checkpoint, provenance=provenance)
     manifest = export_bundle(
         checkpoint,
         options.out,

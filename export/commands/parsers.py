@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from pathlib import Path
 from typing import Final, get_args
 
@@ -20,7 +21,7 @@ from tureen.arguments import (
     strength_argument,
 )
 from tureen.bundle.examples import BUNDLE_HELP, DEFAULT_EXAMPLE
-from tureen.bundle.manifest import Precision
+from tureen.bundle.manifest import LICENSE_PATTERN, Precision
 from tureen.bundle.token_file import SUFFIX
 from tureen.engines import RUNTIMES
 
@@ -124,9 +125,22 @@ def export_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="Markdown text for the model card, such as the source of the images and other measurements",
     )
+    parser.add_argument(
+        "--license",
+        type=license_argument,
+        metavar="ID",
+        help="license of the model for its card, such as apache-2.0 (default: none)",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite BUNDLE if it exists")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     return parser
+
+
+def license_argument(text: str) -> str:
+    """Returns the identifier of a license, such as "apache-2.0"."""
+    if not re.fullmatch(LICENSE_PATTERN, text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the identifier of a license, such as apache-2.0")
+    return text
 
 
 def calibrate_parser() -> argparse.ArgumentParser:

@@ -266,6 +266,9 @@ UNCALIBRATED: Final = Temperatures()
 
 NOTE: Final = "note"
 """The key in the provenance of a Markdown text for the model card, such as the source of the images."""
+LICENSE: Final = "license"
+"""The key in the provenance of the identifier of the license, such as "apache-2.0"."""
+LICENSE_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}"
 
 
 class Manifest(_Record):

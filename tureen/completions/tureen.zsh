@@ -417,6 +417,7 @@ _shtab_tureen_export_options=(
   "--crop-fraction[share of the shorter side of an image to keep]:crop_fraction:"
   "--gallery[directory that \`tureen gallery\` wrote for this run\: the console shows its pictures]:DIR:_files -/"
   "--note[Markdown text for the model card, such as the source of the images and other measurements]:FILE:_files"
+  "--license[license of the model for its card, such as apache-2.0]:ID:"
   "--force[overwrite BUNDLE if it exists]"
   "--json[print the manifest as JSON]"
   ":directory that \`tureen train\` wrote\; or weights of a ViT of timm, transformers or torchvision\: a file, a directory as on the Hugging Face hub, hf-hub\:OWNER\/NAME\[\@REVISION\] or timm\:NAME:_files"

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from tureen.bundle.manifest import AccuracyRow, Manifest
+from tureen.bundle.manifest import LICENSE, LICENSE_PATTERN, AccuracyRow, Manifest
 from tureen.errors import BundleError
 
 TASK: Final = "image-classification"
 TAGS: Final = ("adversarial-robustness", "model-soup", "vision-transformer")
 _METADATA: Final = re.compile(r"\A---\r?\n.*?^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
-_LICENSE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
 _NORMS: Final = {"linf": "l∞", "l2": "l2", "l1": "l1"}
 
 
@@ -23,8 +22,8 @@ def hub_card(manifest: Manifest, card: str) -> str:
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    given = manifest.provenance.get("license")
-    if given is not None and not (isinstance(given, str) and _LICENSE.fullmatch(given)):
+    given = manifest.provenance.get(LICENSE)
+    if given is not None and not (isinstance(given, str) and re.fullmatch(LICENSE_PATTERN, given)):
         raise BundleError("the license in the provenance of the manifest is not an identifier such as apache-2.0")
     results = [
         EvalResult(

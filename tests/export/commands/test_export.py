@@ -3,8 +3,9 @@
 import json
 import re
 
-from tureen.bundle.bundle import load_bundle
+from tureen.bundle.bundle import load_bundle, read_manifest
 from tureen.cli import main
+from tureen.remote.hub_card import hub_card
 
 
 def test_the_command_exports_the_requested_engines_and_overwrites_on_request(digits_run, tmp_path, capsys):
@@ -21,10 +22,12 @@ def test_the_command_exports_the_requested_engines_and_overwrites_on_request(dig
         "--json",
     ]
     (tmp_path / "note.md").write_text("## Data\n\nScanned digits.\n")
-    noted = ["--note", str(tmp_path / "note.md")]
+    noted = ["--note", str(tmp_path / "note.md"), "--license", "apache-2.0"]
     assert main([*arguments, "--name", "mine", "--default-beta", "robust", *noted]) == 0
     manifest = json.loads(capsys.readouterr().out)
     assert "\n\n## Data\n\nScanned digits.\n\n## Engines\n" in (out / "README.md").read_text()
+    assert "\n- license: apache-2.0\n" in (out / "README.md").read_text()
+    assert "\nlicense: apache-2.0\n" in hub_card(read_manifest(out), (out / "README.md").read_text())
     assert (manifest["name"], manifest["default_beta"]) == ("mine", 1.0)
     assert [(row["engine"], row["precision"]) for row in manifest["parity"]] == [("onnxruntime", "fp32")]
     assert main(arguments) == 1

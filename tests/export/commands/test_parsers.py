@@ -36,3 +36,10 @@ def test_an_attack_is_on_a_bundle_or_on_a_checkpoint(capsys):
 
 def test_calibration_has_its_default_number_of_images():
     assert calibrate_parser().parse_args(["bundle", "--data", "photos"]).images == 5000
+
+
+def test_a_license_is_an_identifier(capsys):
+    assert export_parser().parse_args(["run", "--out", "bundle", "--license", "CC-BY-4.0"]).license == "CC-BY-4.0"
+    with pytest.raises(SystemExit):
+        export_parser().parse_args(["run", "--out", "bundle", "--license", "free for all"])
+    assert "argument --license: 'free for all' is not the identifier of a license" in capsys.readouterr().err
