@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ from tureen.bundle.token_file import SUFFIX, Token, parse_token
 from tureen.errors import BundleError, BundleFileError, TokenFileError
 
 MANIFEST = "manifest.json"
+RUN_RECORD = "checkpoint.json"  # training.checkpoint.CHECKPOINT, which this package cannot import
 TOKENS = "tokens.safetensors"
 GOLDEN = "golden.npz"
 MODEL_CARD = "README.md"
@@ -281,7 +283,12 @@ def read_manifest_text(path: Path | str) -> str:
         raise BundleError(f"{path / MANIFEST} is not a Tureen manifest: export the model again") from error
     except BundleFileError as error:
         if error.state == MISSING:
-            raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}") from None
+            reason = f"it has no {MANIFEST}"
+            if (path / RUN_RECORD).exists():
+                reason = (
+                    f"it is a run of `tureen train`; export it first: tureen export {shlex.quote(str(path))} --out …"
+                )
+            raise BundleError(f"{path} is not a bundle: {reason}") from None
         raise
 
 

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Final
 
-from tureen.bundle.bundle import MANIFEST
+from tureen.bundle.bundle import MANIFEST, RUN_RECORD
 from tureen.errors import BundleError, did_you_mean
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -14,8 +14,6 @@ DEFAULT_EXAMPLE: Final = "signs"
 BUNDLE_HELP: Final = (
     f"directory that `tureen export` wrote, address such as hf://owner/name, or name of an example: {DEFAULT_EXAMPLE}"
 )
-
-_RUN_RECORD: Final = "checkpoint.json"  # training.checkpoint.CHECKPOINT, which this package cannot import
 
 logger = logging.getLogger("tureen.bundle")
 
@@ -43,13 +41,13 @@ def find_bundle(bundle: Path | str, *, must_exist: bool = True) -> Path:
             return EXAMPLES / path
         if must_exist:
             raise BundleError(
-                f"{path} is not a bundle: there is no such path; give the directory of a bundle, or the name of an "
-                f"example: {', '.join(names)}{did_you_mean(str(path), names)}"
+                f"{path} is not a bundle: there is no such path; give the directory of a bundle, an address such as "
+                f"hf://owner/name, or the name of an example: {', '.join(names)}{did_you_mean(str(path), names)}"
             ) from None
     except OSError:  # the caller reads it, and gets the reason again
         return path
     if str(path) in names and path.is_dir():
-        holds = "bundle" if (path / MANIFEST).exists() else "run" if (path / _RUN_RECORD).exists() else None
+        holds = "bundle" if (path / MANIFEST).exists() else "run" if (path / RUN_RECORD).exists() else None
         if holds is None or (holds == "run" and must_exist):
             logger.warning("the directory %s holds no bundle: this is the example %s of Tureen", path, path)
             return EXAMPLES / path

@@ -63,6 +63,12 @@ def test_a_directory_without_a_manifest_is_no_bundle(tmp_path):
             load_bundle(path)
 
 
+def test_a_run_is_no_bundle_and_the_error_has_the_command_that_exports_it(tmp_path):
+    (tmp_path / "checkpoint.json").write_text("{}")
+    with pytest.raises(BundleError, match=f"it is a run of `tureen train`; export it first: tureen export {tmp_path}"):
+        load_bundle(tmp_path)
+
+
 def test_writing_refuses_to_overwrite_without_the_flag(own_bundle):
     manifest = read_manifest(own_bundle)
     files = files_of(own_bundle)
