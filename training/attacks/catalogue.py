@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from training.attacks.apgd import DLR_CLASSES, TARGETED_DLR_CLASSES, apgd, apgd_both, apgd_margin
+from training.attacks.apgd import DLR_CLASSES, TARGETED_DLR_CLASSES, TARGETS, apgd, apgd_both, apgd_margin
 from training.attacks.gradient import Forward, fgsm, mi_fgsm, pgd
 from training.errors import RecipeError
 from tureen.bundle.manifest import Norm
@@ -101,6 +101,25 @@ def suitable_attack(name: str, classes: int) -> str:
     if name == "apgd" and classes < TARGETED_DLR_CLASSES:
         name = "apgd-dlr"
     return "apgd-ce" if name == "apgd-dlr" and classes < DLR_CLASSES else name
+
+
+def max_gradients(name: str, steps: int, classes: int) -> int | None:
+    """Returns the largest number of gradients that an attack under l∞ computes for an image; None if it is unknown.
+
+    It is unknown for attacks that are not repeated gradient steps. Most images need fewer gradients, because an attack
+    ends for an image that is misclassified.
+    """
+    targets = min(TARGETS, classes - 1)
+    runs = {
+        "pgd": 1,
+        "mi-fgsm": 1,
+        "apgd-ce": 1,
+        "apgd-t": targets,
+        "apgd": 1 + targets,
+        "apgd-dlr": 2,
+        "apgd-margin": 2,
+    }
+    return 1 if name == "fgsm" else steps * runs[name] if name in runs else None
 
 
 def substitution_message(name: str, chosen: str, classes: int) -> str:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from training.attacks.catalogue import suitable_attack
+from training.attacks.catalogue import max_gradients, suitable_attack
 from training.attacks.gradient import Forward, has_zero_gradient
 from training.attacks.names import attack_label
 from training.data.datasets import Images
@@ -119,6 +119,31 @@ def check_epsilon_curve(curve: Sequence[AccuracyRow]) -> list[AttackCheck]:
     return checks
 
 
+def max_check_gradients(n: int, betas: Sequence[float], *, attack: str, steps: int, classes: int) -> int | None:
+    """Returns the largest number of gradients that `check_attack` computes under l∞; None if it is unknown.
+
+    n: number of images. betas: the β whose attacks are checked. Three forward passes count as one gradient.
+    """
+    twice = max_gradients(attack, 2 * steps, classes)
+    apgd = max_gradients(suitable_attack("apgd", classes), _steps_of_apgd(steps), classes)
+    if twice is None or apgd is None:
+        return None
+    at_modes = len(set(betas) & set(MODES)) * twice * min(n, IMAGES)
+    square = len(betas) * SQUARE_QUERIES * min(n, IMAGES) // 3
+    omits_apgd = _is_converged_apgd(attack, steps, classes)
+    return at_modes + square + (0 if omits_apgd else len(betas) * apgd * min(n, APGD_IMAGES))
+
+
+def _is_converged_apgd(attack: str, steps: int, classes: int) -> bool:
+    """Returns whether an attack under l∞ is already the APGD that other attacks are compared with."""
+    return attack == suitable_attack("apgd", classes) and steps >= CONVERGED_STEPS
+
+
+def _steps_of_apgd(steps: int) -> int:
+    """Returns the steps of the APGD with which an attack of `steps` steps is compared."""
+    return max(2 * steps, REFERENCE_STEPS)
+
+
 @dataclass(frozen=True)
 class _Checker:
     """Checks an attack at one β on a few images.
@@ -155,13 +180,13 @@ class _Checker:
 
     def against_apgd(self) -> Iterator[AttackCheck]:
         """Yields the result of the check that APGD is not stronger. Yields nothing if the check is omitted."""
-        apgd = suitable_attack("apgd", self._classes())
-        is_converged = self.norm == "linf" and self.attack == apgd and self.steps >= CONVERGED_STEPS
+        classes = self._classes()
+        is_converged = self.norm == "linf" and _is_converged_apgd(self.attack, self.steps, classes)
         if self.attack != "autoattack" and not is_converged:
             yield self._compared(
                 "APGD is never stronger",
-                apgd,
-                max(2 * self.steps, REFERENCE_STEPS),
+                suitable_attack("apgd", classes),
+                _steps_of_apgd(self.steps),
                 "an attack with other losses or more steps breaks more images: the robust accuracy is too high",
             )
 

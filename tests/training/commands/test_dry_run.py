@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from training.commands.dry_run import measure_cost
+from training.commands.dry_run import measure_cost, seconds_of_a_step
+from training.distributed import Processes
 from training.preparation import RunOptions
 from training.recipes import load_recipe
 from tureen.cli import main
@@ -45,6 +46,36 @@ def test_the_table_names_the_phases_and_the_shapes(tmp_path, monkeypatch, capsys
     assert "images (128, 3, 8, 8), tokens (128, 5, 16), logits (128, 10)" in lines[1]
     assert [line.split()[:2] for line in lines[5:8]] == [["none", "19"], ["1", "step"], ["2", "steps"]]
     assert "for 72 steps, 4 epochs of 18" in shown.out
+    assert "after them, to measure the accuracy: APGD-20 (CE, targeted DLR) on 450 images at 5 β, and its checks" in (
+        shown.out
+    )
+    assert shown.err.splitlines()[-3:] == [
+        "measuring training steps with no attack",
+        "measuring training steps with an attack of 1 step",
+        "measuring training steps with an attack of 2 steps",
+    ]
+
+
+@pytest.mark.parametrize(("must_warm_up", "made"), [(False, 1), (True, 2)])
+def test_of_slow_steps_no_more_are_made_than_needed(must_warm_up, made):
+    class SlowTraining:
+        """A training whose steps take a minute each."""
+
+        processes, seconds, steps = Processes(), 0.0, 0
+
+        def run_trial(self, step):
+            self.seconds += 60
+            self.steps += 1
+
+    training = SlowTraining()
+    assert seconds_of_a_step(training, 0, must_warm_up=must_warm_up) == 60
+    assert training.steps == made
+
+
+def test_the_time_of_the_accuracy_is_unknown_for_an_attack_that_is_no_gradient_steps():
+    cost = measure_cost(load_recipe("digits", [*SMALL, "evaluation_attack=autoattack"]), RunOptions())
+    assert cost.evaluation_seconds is None
+    assert "an unknown time after them, to measure the accuracy: AutoAttack standard" in str(cost)
 
 
 @pytest.mark.parametrize(

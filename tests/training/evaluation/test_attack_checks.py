@@ -4,9 +4,16 @@ import numpy as np
 import pytest
 import torch
 
+from training.attacks.catalogue import max_gradients
 from training.errors import ZeroGradientError
 from training.evaluation.accuracy import attack_each_beta, wilson_interval
-from training.evaluation.attack_checks import CHECKS_AT_A_MODE, CHECKS_AT_EACH_BETA, check_attack, check_epsilon_curve
+from training.evaluation.attack_checks import (
+    CHECKS_AT_A_MODE,
+    CHECKS_AT_EACH_BETA,
+    check_attack,
+    check_epsilon_curve,
+    max_check_gradients,
+)
 from tureen.bundle.manifest import AccuracyRow
 
 LEVELS = range(28, 228)
@@ -174,3 +181,38 @@ def test_a_curve_that_rises_with_the_radius_is_found_out():
     assert (falls.beta, falls.has_passed) == (0, True)
     assert (rises.beta, rises.has_passed) == (1, False)
     assert rises.figures == {"ε 0/255": 0.9, "ε 4/255": 0.4, "ε 8/255": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("attack", "steps"), [("pgd", 8), ("apgd", 8), ("apgd", 20), ("apgd-ce", 30), ("fgsm", 1), ("mi-fgsm", 4)]
+)
+def test_attack_and_checks_compute_no_more_gradients_than_their_maximum(grey_model, grey_images, attack, steps):
+    """The radius is so small that the attack breaks almost no image, which is the longest case."""
+    images, betas, epsilon_255 = grey_images(LEVELS), (0.0, 0.5, 1.0), 0.1
+    passes = {True: 0, False: 0}
+    model = CountingModel(grey_model, passes)
+    how = {"epsilon_255": epsilon_255, "steps": steps, "attack": attack}
+    outcomes = attack_each_beta(model, images, betas=betas, **how)
+    most = len(images) * len(betas) * max_gradients(attack, steps, classes=4)
+    assert 0.4 * most < passes[True] <= most
+    passes[True] = passes[False] = 0
+    check_attack(model, images, outcomes=outcomes, **how)
+    most = max_check_gradients(len(images), betas, attack=attack, steps=steps, classes=4)
+    # Passes that only read labels are not counted: a few for each attack, beside hundreds.
+    assert 0.4 * most < passes[True] + passes[False] / 3 < 1.1 * most
+
+
+class CountingModel(torch.nn.Module):
+    """The model `model`, which counts the images of its passes, with and without a gradient."""
+
+    def __init__(self, model, passes):
+        super().__init__()
+        self.model, self.passes = model, passes
+
+    def forward(self, images, betas):
+        self.passes[images.requires_grad and torch.is_grad_enabled()] += len(images)
+        return self.model(images, betas)
+
+
+def test_the_number_of_gradients_is_unknown_for_an_attack_without_gradient_steps():
+    assert max_check_gradients(10, (0.0,), attack="autoattack", steps=40, classes=10) is None
