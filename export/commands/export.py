@@ -107,6 +107,8 @@ def export(arguments: list[str]) -> int:
         if modes != "two":
             data = options.data or "DIR"
             print(f"\nnext, for a robust mode: tureen train finetune --init {options.checkpoint} --data {data}")
+        else:
+            print(f"\nnext: tureen serve {options.out}")
     return 0
 
 

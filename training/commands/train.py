@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,11 +19,13 @@ from training.data.splits import divide
 from training.distributed import is_first_process
 from training.errors import CheckpointError
 from training.interruption import InterruptedRun
-from training.preparation import RunOptions
+from training.preparation import RunOptions, with_pretrained_shape
 from training.recipes import DESCRIPTION, RECIPES, Recipe, load_recipe, with_settings
 from training.resume import read_saved_run
 from training.run import STATE, run
+from tureen.bundle.manifest import AccuracyRow
 from tureen.commands.report import accuracy_table, check_results
+from tureen.tokens import CLEAN_BETA, ROBUST_BETA
 
 
 def train(arguments: list[str]) -> int:
@@ -75,8 +78,26 @@ def train(arguments: list[str]) -> int:
         print(json.dumps([row.model_dump() for row in checkpoint.accuracy], indent=2))
     else:
         print(f"{accuracy_table(checkpoint.accuracy, checks)}\n\n{check_results(checks)}")
+        if warning := equal_modes_warning(checkpoint.accuracy, checkpoint.recipe):
+            print(f"\n{warning}")
         print(f"\ntrained in {checkpoint.provenance['training_seconds']:.0f} s; next: tureen export {out} --out BUNDLE")
     return 0
+
+
+def equal_modes_warning(accuracy: Sequence[AccuracyRow], recipe: Recipe) -> str | None:
+    """Returns a warning if the accuracy does not differ between clean and robust mode; None if it differs.
+
+    It differs if the 95 % intervals of the two modes do not overlap, for the clean or for the robust accuracy.
+    """
+    clean, robust = (next(row for row in accuracy if row.beta == beta) for beta in (CLEAN_BETA, ROBUST_BETA))
+    pairs = (clean.clean, robust.clean), (clean.robust, robust.robust)
+    if any(one.high < other.low or other.high < one.low for one, other in pairs):
+        return None
+    return (
+        f"the {clean.n} test images show no difference between clean and robust mode, so β may have no effect: train "
+        f"more steps, for example with --set epochs={5 * recipe.epochs} --set batch_size="
+        f"{max(1, recipe.batch_size // 4)}, or measure more images"
+    )
 
 
 def _recipe(options: argparse.Namespace, out: Path) -> Recipe:
@@ -101,9 +122,15 @@ def _show(recipe: Recipe, options: argparse.Namespace) -> str:
     """Returns the values of the recipe as text, for --show.
 
     The text contains the fields `expected` and `command` only if --data is not given and no value was changed. With
-    --data, the text contains the numbers of classes, images and steps.
+    --data, the text contains the numbers of classes, images and steps. With --init, it contains the shape of the
+    weights. Raises the errors of `with_pretrained_shape`.
     """
     lines = [f"# {recipe.name}", f"# source: {recipe.source}"]
+    is_measured = options.data is None and recipe == RECIPES[recipe.name]
+    takes_shape = recipe.start == "pretrained" and recipe.model == RECIPES[recipe.name].model  # not in a resumed run
+    if takes_shape and options.init is not None:
+        recipe, _ = with_pretrained_shape(recipe, RunOptions(init=options.init, image_size=options.image_size))
+        takes_shape = False
     if options.data is not None:
         source = open_source(options.data)
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"classes": len(source.names)})})
@@ -114,14 +141,14 @@ def _show(recipe: Recipe, options: argparse.Namespace) -> str:
             f"# {options.data}: {len(source.names)} classes, about {images} images to train on, {steps} steps an "
             f"epoch, {recipe.epochs * steps} steps in all"
         )
-    if options.data is None and recipe == RECIPES[recipe.name]:
+    if is_measured:
         lines += [f"# expected: {recipe.expected}", f"# {recipe.command}"]
     else:
-        lines.append(
-            "# expected: not measured with these images and settings; the training shows its speed on the terminal"
-        )
-    values = recipe.settings(without={"name", *DESCRIPTION})
-    if recipe.dataset == "folder" and options.data is None:
+        lines.append("# expected: not measured with these images and settings; --dry-run measures the time")
+    values = recipe.settings(without={"name", *DESCRIPTION, *(("model",) if takes_shape else ())})
+    if takes_shape:
+        values = {"model": "that of the weights, with --init", **values}
+    elif recipe.dataset == "folder" and options.data is None:
         values["model.classes"] = "number of classes in --data"
     lines += [f"{key} = {value}" for key, value in values.items()]
     return "\n".join(lines)

@@ -32,7 +32,8 @@ def test_the_command_exports_the_requested_engines_and_overwrites_on_request(dig
     assert [(row["engine"], row["precision"]) for row in manifest["parity"]] == [("onnxruntime", "fp32")]
     assert main(arguments) == 1
     assert "exists already" in capsys.readouterr().err
-    assert main([*arguments, "--force"]) == 0
+    assert main([*(word for word in arguments if word != "--json"), "--force"]) == 0
+    assert f"\nnext: tureen serve {out}\n" in capsys.readouterr().out
     assert load_bundle(out).manifest.name == "digits"
 
 

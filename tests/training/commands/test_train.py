@@ -2,8 +2,12 @@
 
 import pytest
 
-from training.commands.train import train
+from training.commands.train import equal_modes_warning, train
 from training.errors import CheckpointError, RecipeError
+from training.evaluation.accuracy import wilson_interval
+from training.recipes import load_recipe
+from training.weights.pretrained import load_pretrained
+from tureen.bundle.manifest import AccuracyRow
 
 SMALL = ["epochs=2", "evaluation_steps=1", "batch_size=8", "model.image_size=16", "model.depth=1", "model.width=16"]
 
@@ -64,3 +68,47 @@ def test_the_number_of_images_to_train_on_follows_the_groups(photos, capsys):
 def test_without_a_recipe_there_must_be_an_interrupted_run_to_resume(tmp_path):
     with pytest.raises(CheckpointError, match="holds no interrupted run to continue: give a recipe to start one"):
         train(["--resume", "--out", str(tmp_path)])
+
+
+def test_the_printed_shape_is_that_of_the_weights(single_token_file, photos, capsys):
+    config = load_pretrained(single_token_file).model.config
+    assert train(["finetune", "--show", "--init", str(single_token_file), "--data", str(photos)]) == 0
+    shown = capsys.readouterr().out
+    for name in ("image_size", "width", "depth", "heads", "pool"):
+        assert f"\nmodel.{name} = {getattr(config, name)}\n" in shown
+    assert "\nmodel.classes = 5\n" in shown
+    assert train(["finetune", "--show", "--init", str(single_token_file), "--image-size", "64"]) == 0
+    assert "\nmodel.image_size = 64\n" in capsys.readouterr().out
+    assert train(["finetune", "--show"]) == 0
+    shown = capsys.readouterr().out
+    assert "\nmodel = that of the weights, with --init\n" in shown
+    assert "model.width" not in shown
+
+
+@pytest.mark.parametrize(
+    ("clean", "robust", "n", "is_warned"),
+    [
+        ((39, 39), (13, 13), 40, True),
+        ((39, 38), (13, 17), 40, True),
+        ((39, 38), (4, 20), 40, False),
+        ((398, 300), (130, 130), 400, False),
+    ],
+    ids=["equal", "hardly different", "more robust", "less clean"],
+)
+def test_modes_that_do_not_differ_are_reported_with_settings_for_more_steps(clean, robust, n, is_warned):
+    rows = [
+        AccuracyRow(
+            beta=beta,
+            n=n,
+            clean=wilson_interval(clean[index], n),
+            robust=wilson_interval(robust[index], n),
+            attack="APGD-40",
+            epsilon_255=4,
+        )
+        for index, beta in enumerate((0.0, 1.0))
+    ]
+    warning = equal_modes_warning(rows, load_recipe("finetune"))
+    assert (warning is not None) == is_warned
+    if warning is not None:
+        assert "no difference between clean and robust mode" in warning
+        assert "--set epochs=100 --set batch_size=32" in warning
