@@ -48,7 +48,7 @@ STAGES = {
         "serve.inference.image_decoders:_Threads._end",
         "serve.inference.image_decoders:_decode_all",
     ),
-    "mix": ("tureen.soup:_token_rows",),
+    "mix": ("tureen.soup:token_rows",),
     "batch hand-over": (
         "serve.inference.admitted_request:Admission.classify",
         "serve.inference.batcher:Batcher._run_queue",

@@ -54,6 +54,7 @@ def served(arguments, directory):
             _, log = demo.communicate(timeout=DEADLINE_S)
     assert lines[0] == f"Console: http://127.0.0.1:{port}/ui\n"
     assert "left out" not in log
+    assert all("predictions" in answer for answer in answers), (answers, log)
     return "".join(lines), answers
 
 
