@@ -101,11 +101,61 @@ def choices_of(annotation):
     return []
 
 
+def groups_after_arguments(parser):
+    """Yields the words and the number of arguments before its subcommands of each command that has both."""
+    for part in with_subparsers(parser):
+        positional = [action for action in part._actions if not action.option_strings]
+        before = [isinstance(action, argparse._SubParsersAction) for action in positional]
+        if any(before[1:]):
+            yield part.prog.split()[1:], before.index(True)
+
+
+def replaced(text, found, replacement):
+    assert text.count(found) >= 1, found
+    return text.replace(found, replacement)
+
+
+# In zsh, for an argument without choices: shows its description, unless the word may be an option.
+GUARD = r'''_guard '^-*' \"\$descr\""'''
+
+
+def corrected_zsh(text, parser):
+    """Corrects what shtab writes for zsh: sourcing, `--option=value`, options before arguments, subcommands after."""
+    text = replaced(text, "$zsh_eval_context[-1] == eval", "$zsh_eval_context[-1] == (eval|file)")
+    # An option with a value: zsh then also completes the value after `=`.
+    text = re.sub(r'^(  "\*?--[a-z0-9-]+)(?=\[.*\]:.*:.*"$)', r"\1=", text, flags=re.MULTILINE)
+    # In the description of an argument, zsh shows these escapes.
+    text = re.sub(r'^  "(?:\(\*\))?:.*$', lambda line: re.sub(r"\\([/@;])", r"\1", line[0]), text, flags=re.MULTILINE)
+    # An argument that zsh cannot complete: else its description stops zsh from inserting an option.
+    text = re.sub(r'^(  "(?:\(\*\))?:.*:)"$', lambda line: line[1] + GUARD, text, flags=re.MULTILINE)
+    for words, before in groups_after_arguments(parser):
+        start = text.index(f"_shtab_tureen_{'_'.join(words)}() {{")
+        end = text.index("\n}\n", start)
+        text = text[:start] + replaced(text[start:end], "$line[1]", f"$line[{before + 1}]") + text[end:]
+    return text
+
+
+def corrected_fish(text, parser):
+    """Corrects what shtab writes for fish: subcommands after an argument."""
+    cases = "".join(
+        f"          case '{' '.join(words)}'\n            set before {before}\n"
+        for words, before in groups_after_arguments(parser)
+    )
+    count = f'        set -l before 0\n        switch "$_shtab_tureen_cmdpath"\n{cases}        end\n'
+    condition = "        if test $_shtab_tureen_npos -eq 0\n"
+    text = replaced(text, condition, count + condition.replace("-eq 0", "-eq $before"))
+    found = "set -g _shtab_tureen_cmdpath $candidate\n"
+    return replaced(text, found, f"{found}            set -g _shtab_tureen_npos 0\n")
+
+
+CORRECTED = {"bash": lambda text, _: text, "zsh": corrected_zsh, "fish": corrected_fish}
+
+
 def scripts():
     """Yields the path and the text of each completion script."""
     parser = main_parser()
     for shell, name in SCRIPTS.items():
-        text = shtab.complete(parser, shell, preamble=PREAMBLE)
+        text = CORRECTED[shell](shtab.complete(parser, shell, preamble=PREAMBLE), parser)
         yield SCRIPTS_DIRECTORY / name, "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
 
 

@@ -29,13 +29,19 @@ function _shtab_tureen_scan
         end
         continue
       case '*'
-        if test $_shtab_tureen_npos -eq 0
+        set -l before 0
+        switch "$_shtab_tureen_cmdpath"
+          case 'credentials'
+            set before 1
+        end
+        if test $_shtab_tureen_npos -eq $before
           set -l candidate $t
           if test -n "$_shtab_tureen_cmdpath"
             set candidate "$_shtab_tureen_cmdpath $t"
           end
           if contains -- $candidate $_shtab_tureen_commands
             set -g _shtab_tureen_cmdpath $candidate
+            set -g _shtab_tureen_npos 0
             continue
           end
         end

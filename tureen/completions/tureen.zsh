@@ -93,21 +93,21 @@ _shtab_tureen_defaults_added=0
 
 _shtab_tureen_adapt_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--data[labelled images\: one folder for each class, or a CSV file with the columns path and label]:DIR|CSV:_files"
-  "--name[name of the token, such as fog]:name:"
-  "--out[token file]:FILE:_files"
+  "--data=[labelled images\: one folder for each class, or a CSV file with the columns path and label]:DIR|CSV:_files"
+  "--name=[name of the token, such as fog]:name:"
+  "--out=[token file]:FILE:_files"
   "--robust[learn under an attack, and win under an attack]"
-  "--epsilon-255[radius of the attack under l\∞, in 1\/255\; 0\: no attack]:N:"
-  "--steps[maximum number of steps]:steps:"
-  "--learning-rate[of Adam]:learning_rate:"
-  "--seed[of folds, batches and attacks]:seed:"
-  "--images[maximum number of images, drawn evenly from the classes]:images:"
+  "--epsilon-255=[radius of the attack under l\∞, in 1\/255\; 0\: no attack]:N:"
+  "--steps=[maximum number of steps]:steps:"
+  "--learning-rate=[of Adam]:learning_rate:"
+  "--seed=[of folds, batches and attacks]:seed:"
+  "--images=[maximum number of images, drawn evenly from the classes]:images:"
   "--strict[fail if an image cannot be decoded, instead of skipping it]"
-  "--workers[threads that decode images]:workers:"
+  "--workers=[threads that decode images]:workers:"
   "--resume[continue an interrupted command, from FILE.part]"
   "--force[write the token even if it is not better than the best β]"
   "--json[print JSON instead of text]"
-  ":directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs:_tureen_example_or_dir"
+  ":directory that \`tureen export\` wrote, address such as hf\://owner/name, or name of an example\: signs:_tureen_example_or_dir"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -115,17 +115,17 @@ _shtab_tureen_adapt_defaults_added=0
 
 _shtab_tureen_attack_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--bundle[directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs]:bundle:_tureen_example_or_dir"
-  "--checkpoint[directory of a finished run]:RUN:_files -/"
-  "--out[attacked image, in the size that the model sees]:PNG:_files"
-  "--beta[attack the soup at this β]:beta:"
-  "--strength[attack the soup at this strength, 0 to 1]:strength:"
+  "--bundle=[directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs]:bundle:_tureen_example_or_dir"
+  "--checkpoint=[directory of a finished run]:RUN:_files -/"
+  "--out=[attacked image, in the size that the model sees]:PNG:_files"
+  "--beta=[attack the soup at this β]:beta:"
+  "--strength=[attack the soup at this strength, 0 to 1]:strength:"
   "--joint[attack the clean and the robust token together]"
-  "--label[true class]:NAME:"
-  "--epsilon-255[largest change of a value, l\∞, in 1\/255\; 1 to 255]:epsilon_255:"
-  "--steps[steps of each run of the attack]:steps:"
-  "--seed[seed of the random starts]:seed:"
-  "--difference[write the amplified difference, enlarged]:PNG:_files"
+  "--label=[true class]:NAME:"
+  "--epsilon-255=[largest change of a value, l\∞, in 1\/255\; 1 to 255]:epsilon_255:"
+  "--steps=[steps of each run of the attack]:steps:"
+  "--seed=[seed of the random starts]:seed:"
+  "--difference=[write the amplified difference, enlarged]:PNG:_files"
   "--json[print JSON instead of a table]"
   ":JPEG, PNG or WebP file:_files"
 )
@@ -135,34 +135,34 @@ _shtab_tureen_attack_defaults_added=0
 
 _shtab_tureen_batch_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--beta[0 to 1, clean or robust]:beta:"
-  "--strength[0 (clean mode) to 1 (robust mode), which the model maps to β]:strength:"
-  "--betas[classify each image at each of these β, with one decoding]:0:1:0.25:"
-  "--token[token in place of the clean one, alone or mixed by --beta or --strength]:NAME:"
-  "--mix[weights of tokens, such as fog\:0.7,robust\:0.3, in place of β]:mix:"
-  "*--token-file[token of \`tureen adapt\`\; repeatable]:FILE:_files"
+  "--beta=[0 to 1, clean or robust]:beta:"
+  "--strength=[0 (clean mode) to 1 (robust mode), which the model maps to β]:strength:"
+  "--betas=[classify each image at each of these β, with one decoding]:0:1:0.25:"
+  "--token=[token in place of the clean one, alone or mixed by --beta or --strength]:NAME:"
+  "--mix=[weights of tokens, such as fog\:0.7,robust\:0.3, in place of β]:mix:"
+  "*--token-file=[token of \`tureen adapt\`\; repeatable]:FILE:_files"
   "--no-calibration[write the softmax of the logits, without the temperatures of the bundle]"
-  "--top-k[classes per row]:top_k:"
-  "--format[file format of the shards]:format:(parquet jsonl csv)"
+  "--top-k=[classes per row]:top_k:"
+  "--format=[file format of the shards]:format:(parquet jsonl csv)"
   "--resume[continue the job in OUTPUT]"
   "--retry-failed[continue the job in OUTPUT, and classify the failed images again]"
-  "--max-error-rate[stop the job above this share of errors, 0 to 1]:max_error_rate:"
-  "--engine[engine that runs the model]:engine:"
-  "--precision[precision of the engine]:precision:"
-  "--shard-rows[approximate rows per shard]:shard_rows:"
-  "--max-batch[rows per run of the engine]:max_batch:"
-  "--threads[CPU threads of the engine]:threads:"
-  "--streams[simultaneous runs of the engine, which share the threads]:streams:"
-  "--decode-threads[threads that decode images]:decode_threads:"
-  "--max-image-bytes[bytes of the encoded image]:max_image_bytes:"
-  "--max-image-pixels[width \× height, read from the image\'s header]:max_image_pixels:"
-  "--max-jpeg-scans[scans of a progressive JPEG\; each costs as much as decoding the image once]:max_jpeg_scans:"
-  "--max-image-parts[segments of a JPEG before its pixels, or chunks of a PNG]:max_image_parts:"
-  "--ray[make the shards on the Ray cluster at ADDRESS, such as auto\; without ADDRESS, on a cluster of this machine\; every machine needs bundle, input and output under the same absolute paths]:ADDRESS:"
-  "--ray-workers[workers of --threads CPUs each]:ray_workers:"
+  "--max-error-rate=[stop the job above this share of errors, 0 to 1]:max_error_rate:"
+  "--engine=[engine that runs the model]:engine:"
+  "--precision=[precision of the engine]:precision:"
+  "--shard-rows=[approximate rows per shard]:shard_rows:"
+  "--max-batch=[rows per run of the engine]:max_batch:"
+  "--threads=[CPU threads of the engine]:threads:"
+  "--streams=[simultaneous runs of the engine, which share the threads]:streams:"
+  "--decode-threads=[threads that decode images]:decode_threads:"
+  "--max-image-bytes=[bytes of the encoded image]:max_image_bytes:"
+  "--max-image-pixels=[width \× height, read from the image\'s header]:max_image_pixels:"
+  "--max-jpeg-scans=[scans of a progressive JPEG\; each costs as much as decoding the image once]:max_jpeg_scans:"
+  "--max-image-parts=[segments of a JPEG before its pixels, or chunks of a PNG]:max_image_parts:"
+  "--ray=[make the shards on the Ray cluster at ADDRESS, such as auto\; without ADDRESS, on a cluster of this machine\; every machine needs bundle, input and output under the same absolute paths]:ADDRESS:"
+  "--ray-workers=[workers of --threads CPUs each]:ray_workers:"
   "--json[print the summary as JSON]"
-  ":directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs:_tureen_example_or_dir"
-  ":a folder, a glob in quotes, a tar or zip, a manifest (.csv, .jsonl or .parquet with a column path and optional columns id, and beta or strength), a .parquet with the images in a column image, or any of these at an fsspec URL such as s3\:\/\/bucket\/photos:_files"
+  ":directory that \`tureen export\` wrote, address such as hf\://owner/name, or name of an example\: signs:_tureen_example_or_dir"
+  ":a folder, a glob in quotes, a tar or zip, a manifest (.csv, .jsonl or .parquet with a column path and optional columns id, and beta or strength), a .parquet with the images in a column image, or any of these at an fsspec URL such as s3\://bucket/photos:_files"
   ":directory for the shards\: a new one, or that of this job:_files -/"
 )
 
@@ -171,14 +171,14 @@ _shtab_tureen_batch_defaults_added=0
 
 _shtab_tureen_bench_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--threads[CPU threads]:threads:"
-  "--streams[concurrent runs, which share the threads]:N:"
-  "--max-batch[largest batch]:max_batch:"
-  "--seconds[time for the measurement, without opening the engines\; a batch that takes more than a fifteenth of it is skipped\; each engine has at least three turns, so a slow model takes longer]:seconds:"
+  "--threads=[CPU threads]:threads:"
+  "--streams=[concurrent runs, which share the threads]:N:"
+  "--max-batch=[largest batch]:max_batch:"
+  "--seconds=[time for the measurement, without opening the engines\; a batch that takes more than a fifteenth of it is skipped\; each engine has at least three turns, so a slow model takes longer]:seconds:"
   "--json[print the measurements as JSON]"
-  "--plot[draw images per second by batch]:PNG:_files"
-  "--cache-dir[directory for the result, which replaces an older one (TUREEN_CACHE_DIR\; default\: the user\'s cache)]:cache_dir:_files -/"
-  ":directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs:_tureen_example_or_dir"
+  "--plot=[draw images per second by batch]:PNG:_files"
+  "--cache-dir=[directory for the result, which replaces an older one (TUREEN_CACHE_DIR\; default\: the user\'s cache)]:cache_dir:_files -/"
+  ":directory that \`tureen export\` wrote, address such as hf\://owner/name, or name of an example\: signs:_tureen_example_or_dir"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -193,12 +193,12 @@ _shtab_tureen_beta_defaults_added=0
 
 _shtab_tureen_beta_cancel_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--url[URL of the operators\' listener of the server]:url:"
-  "--token[bearer token]:token:"
-  "--state-dir[--state-dir of the server, which holds the token file]:state_dir:_files -/"
+  "--url=[URL of the operators\' listener of the server]:url:"
+  "--token=[bearer token]:token:"
+  "--state-dir=[--state-dir of the server, which holds the token file]:state_dir:_files -/"
   "--json[print JSON]"
-  "--reason[reason, for the history]:reason:"
-  ":id of the planned change, from \`tureen beta get\`:"
+  "--reason=[reason, for the history]:reason:"
+  ":id of the planned change, from \`tureen beta get\`:_guard '^-*' \"\$descr\""
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -206,9 +206,9 @@ _shtab_tureen_beta_cancel_defaults_added=0
 
 _shtab_tureen_beta_get_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--url[URL of the operators\' listener of the server]:url:"
-  "--token[bearer token]:token:"
-  "--state-dir[--state-dir of the server, which holds the token file]:state_dir:_files -/"
+  "--url=[URL of the operators\' listener of the server]:url:"
+  "--token=[bearer token]:token:"
+  "--state-dir=[--state-dir of the server, which holds the token file]:state_dir:_files -/"
   "--json[print JSON]"
 )
 
@@ -217,12 +217,12 @@ _shtab_tureen_beta_get_defaults_added=0
 
 _shtab_tureen_beta_history_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--url[URL of the operators\' listener of the server]:url:"
-  "--token[bearer token]:token:"
-  "--state-dir[--state-dir of the server, which holds the token file]:state_dir:_files -/"
+  "--url=[URL of the operators\' listener of the server]:url:"
+  "--token=[bearer token]:token:"
+  "--state-dir=[--state-dir of the server, which holds the token file]:state_dir:_files -/"
   "--json[print JSON]"
-  "--limit[number of revisions, 1 to 1000]:limit:"
-  "--before[only revisions before this one]:REVISION:"
+  "--limit=[number of revisions, 1 to 1000]:limit:"
+  "--before=[only revisions before this one]:REVISION:"
   "--verify[check the hashes of the whole history]"
 )
 
@@ -231,13 +231,13 @@ _shtab_tureen_beta_history_defaults_added=0
 
 _shtab_tureen_beta_rollback_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--url[URL of the operators\' listener of the server]:url:"
-  "--token[bearer token]:token:"
-  "--state-dir[--state-dir of the server, which holds the token file]:state_dir:_files -/"
+  "--url=[URL of the operators\' listener of the server]:url:"
+  "--token=[bearer token]:token:"
+  "--state-dir=[--state-dir of the server, which holds the token file]:state_dir:_files -/"
   "--json[print JSON]"
-  "--reason[reason, for the history]:reason:"
+  "--reason=[reason, for the history]:reason:"
   "--yes[do not ask for confirmation]"
-  ":revision:"
+  ":revision:_guard '^-*' \"\$descr\""
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -245,22 +245,22 @@ _shtab_tureen_beta_rollback_defaults_added=0
 
 _shtab_tureen_beta_set_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--url[URL of the operators\' listener of the server]:url:"
-  "--token[bearer token]:token:"
-  "--state-dir[--state-dir of the server, which holds the token file]:state_dir:_files -/"
+  "--url=[URL of the operators\' listener of the server]:url:"
+  "--token=[bearer token]:token:"
+  "--state-dir=[--state-dir of the server, which holds the token file]:state_dir:_files -/"
   "--json[print JSON]"
-  "--strength[0 (clean mode) to 1 (robust mode)\; the server stores the β of the model that it serves now, with --at too]:strength:"
-  "--min[lowest β that clients may choose]:β:"
-  "--max[highest β that clients may choose]:β:"
-  "--clients-may-choose[no\: a request that chooses β or a policy gets 403]:clients_may_choose:(yes no)"
-  "*--policy[set a policy\: a β, or a mix such as fog\:0.7,robust\:0.3\; NAME\= removes it\; NAME\=MIX\@0\:0.5 lets clients whose API key has this policy choose β from 0 to 0.5]:NAME=β:"
-  "--canary[0.9\:0.1 gives β 0.9 to a tenth of the requests\; none ends the canary]:β:SHARE:"
-  "--for[revert after this time\: 90s, 30m, 1h or 2d]:TIME:"
-  "--at[change at this time, such as 2027-01-31T08\:00\:00Z]:TIME:"
-  "--over[change in ten steps over this time\; they are even in β, or with --strength in strength]:TIME:"
-  "--reason[reason, for the history]:reason:"
+  "--strength=[0 (clean mode) to 1 (robust mode)\; the server stores the β of the model that it serves now, with --at too]:strength:"
+  "--min=[lowest β that clients may choose]:β:"
+  "--max=[highest β that clients may choose]:β:"
+  "--clients-may-choose=[no\: a request that chooses β or a policy gets 403]:clients_may_choose:(yes no)"
+  "*--policy=[set a policy\: a β, or a mix such as fog\:0.7,robust\:0.3\; NAME\= removes it\; NAME\=MIX\@0\:0.5 lets clients whose API key has this policy choose β from 0 to 0.5]:NAME=β:"
+  "--canary=[0.9\:0.1 gives β 0.9 to a tenth of the requests\; none ends the canary]:β:SHARE:"
+  "--for=[revert after this time\: 90s, 30m, 1h or 2d]:TIME:"
+  "--at=[change at this time, such as 2027-01-31T08\:00\:00Z]:TIME:"
+  "--over=[change in ten steps over this time\; they are even in β, or with --strength in strength]:TIME:"
+  "--reason=[reason, for the history]:reason:"
   "--yes[do not ask for confirmation]"
-  ":0 to 1, clean or robust\; server\: the default of the server:"
+  ":0 to 1, clean or robust; server\: the default of the server:_guard '^-*' \"\$descr\""
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -268,9 +268,9 @@ _shtab_tureen_beta_set_defaults_added=0
 
 _shtab_tureen_beta_watch_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--url[URL of the operators\' listener of the server]:url:"
-  "--token[bearer token]:token:"
-  "--state-dir[--state-dir of the server, which holds the token file]:state_dir:_files -/"
+  "--url=[URL of the operators\' listener of the server]:url:"
+  "--token=[bearer token]:token:"
+  "--state-dir=[--state-dir of the server, which holds the token file]:state_dir:_files -/"
   "--json[print JSON]"
 )
 
@@ -279,8 +279,8 @@ _shtab_tureen_beta_watch_defaults_added=0
 
 _shtab_tureen_calibrate_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--data[images that did not train the model, one folder for each class. With folders val and test of classes, val fits and test measures the errors\; otherwise random halves do]:DIR:_files -/"
-  "--images[maximum number of images of each folder, drawn evenly from the classes]:N:"
+  "--data=[images that did not train the model, one folder for each class. With folders val and test of classes, val fits and test measures the errors\; otherwise random halves do]:DIR:_files -/"
+  "--images=[maximum number of images of each folder, drawn evenly from the classes]:N:"
   ":directory that \`tureen export\` wrote:_tureen_example_or_dir"
 )
 
@@ -289,13 +289,13 @@ _shtab_tureen_calibrate_defaults_added=0
 
 _shtab_tureen_classify_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--bundle[directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs]:bundle:_tureen_example_or_dir"
-  "--strength[0 (clean mode) to 1 (robust mode), which the model maps to β]:strength:"
-  "--beta[0 to 1, clean or robust]:beta:"
-  "--token[token in place of the clean one]:NAME:"
-  "--mix[weights of tokens, such as fog\:0.7,robust\:0.3, in place of a strength or β]:mix:"
-  "*--token-file[token of \`tureen adapt\`\; repeatable]:FILE:_files"
-  "--top-k[number of labels]:top_k:"
+  "--bundle=[directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs]:bundle:_tureen_example_or_dir"
+  "--strength=[0 (clean mode) to 1 (robust mode), which the model maps to β]:strength:"
+  "--beta=[0 to 1, clean or robust]:beta:"
+  "--token=[token in place of the clean one]:NAME:"
+  "--mix=[weights of tokens, such as fog\:0.7,robust\:0.3, in place of a strength or β]:mix:"
+  "*--token-file=[token of \`tureen adapt\`\; repeatable]:FILE:_files"
+  "--top-k=[number of labels]:top_k:"
   "--json[print a JSON object instead of tables]"
   "(*):JPEG, PNG or WebP file:_files"
 )
@@ -313,9 +313,9 @@ _shtab_tureen_completion_defaults_added=0
 
 _shtab_tureen_credentials_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--store[--store of the server]:store:"
-  "--state-dir[--state-dir of the server]:state_dir:_files -/"
-  ":directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs:_tureen_example_or_dir"
+  "--store=[--store of the server]:store:"
+  "--state-dir=[--state-dir of the server]:state_dir:_files -/"
+  ":directory that \`tureen export\` wrote, address such as hf\://owner/name, or name of an example\: signs:_tureen_example_or_dir"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -331,8 +331,8 @@ _shtab_tureen_credentials_list_defaults_added=0
 
 _shtab_tureen_credentials_make_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--role[read, or operate to also change settings]:role:(read operate)"
-  ":name:"
+  "--role=[read, or operate to also change settings]:role:(read operate)"
+  ":name:_guard '^-*' \"\$descr\""
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -340,7 +340,7 @@ _shtab_tureen_credentials_make_defaults_added=0
 
 _shtab_tureen_credentials_revoke_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  ":name:"
+  ":name:_guard '^-*' \"\$descr\""
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -348,11 +348,11 @@ _shtab_tureen_credentials_revoke_defaults_added=0
 
 _shtab_tureen_demo_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--bundle[example to serve]:bundle:(cifar10 signs)"
-  "--train[train this recipe and serve its model\: a dual-token ViT for handwritten digits, two minutes on two cores]:train:(digits)"
-  "--dir[directory for sample images, and for run and bundle of a training]:dir:_files -/"
-  "--host[address to listen on]:host:"
-  "--port[port to listen on]:PORT:"
+  "--bundle=[example to serve]:bundle:(cifar10 signs)"
+  "--train=[train this recipe and serve its model\: a dual-token ViT for handwritten digits, two minutes on two cores]:train:(digits)"
+  "--dir=[directory for sample images, and for run and bundle of a training]:dir:_files -/"
+  "--host=[address to listen on]:host:"
+  "--port=[port to listen on]:PORT:"
   "--no-serve[stop before serving]"
 )
 
@@ -361,7 +361,7 @@ _shtab_tureen_demo_defaults_added=0
 
 _shtab_tureen_doctor_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--bundle[check this bundle too\: directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs]:bundle:_tureen_example_or_dir"
+  "--bundle=[check this bundle too\: directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs]:bundle:_tureen_example_or_dir"
   "--json[print the same as a JSON object]"
 )
 
@@ -370,24 +370,24 @@ _shtab_tureen_doctor_defaults_added=0
 
 _shtab_tureen_evaluate_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--data[images to measure on]:DIR|CSV:_files"
-  "--images[maximum number of images, drawn evenly from the classes]:images:"
+  "--data=[images to measure on]:DIR|CSV:_files"
+  "--images=[maximum number of images, drawn evenly from the classes]:images:"
   "--strict[fail if an image cannot be decoded, instead of skipping it]"
-  "--workers[threads that decode images]:workers:"
-  "--split[images of the checkpoint\: test for figures to publish, validation for choices]:split:(test validation)"
-  "--betas[values of β]:START:STOP:STEP:"
-  "--beyond[also measure at β \= \−D and 1 \+ D, which are never served]:D:"
-  "--attack[attack]:attack:(fgsm pgd mi-fgsm apgd-ce apgd-t apgd apgd-dlr apgd-margin square autoattack)"
-  "--steps[steps of the attack]:steps:"
-  "--epsilon-255[radius in 1\/255]:epsilon_255:"
-  "--norm[norm of the radius\; l2 and l1 need --epsilon-255, such as 128 for l2]:norm:(linf l2 l1)"
+  "--workers=[threads that decode images]:workers:"
+  "--split=[images of the checkpoint\: test for figures to publish, validation for choices]:split:(test validation)"
+  "--betas=[values of β]:START:STOP:STEP:"
+  "--beyond=[also measure at β \= \−D and 1 \+ D, which are never served]:D:"
+  "--attack=[attack]:attack:(fgsm pgd mi-fgsm apgd-ce apgd-t apgd apgd-dlr apgd-margin square autoattack)"
+  "--steps=[steps of the attack]:steps:"
+  "--epsilon-255=[radius in 1\/255]:epsilon_255:"
+  "--norm=[norm of the radius\; l2 and l1 need --epsilon-255, such as 128 for l2]:norm:(linf l2 l1)"
   "--strengths[accuracy at five strengths, beside the robust accuracy that attacked validation images predict]"
   "--matrix[transfer matrix\: attack each β, and all β together, and measure every other β]"
   "--epsilon-curve[accuracy at several radii]"
   "--ensembles[also measure mixed predictions of both modes, at twice the cost]"
   "--corruptions[accuracy under noise, blur, weather and digital corruptions at five severities]"
   "--shifts[accuracy under rotation, greyscale, sketch and other shifts at five severities]"
-  "--plot[draw accuracy over β into PNG, and other results into files beside it]:PNG:_files"
+  "--plot=[draw accuracy over β into PNG, and other results into files beside it]:PNG:_files"
   "--save[store the results in the checkpoint, for manifest and model card]"
   "--json[print JSON instead of tables]"
   ":directory of a run, or of a bundle:_tureen_example_or_dir"
@@ -398,29 +398,29 @@ _shtab_tureen_evaluate_defaults_added=0
 
 _shtab_tureen_export_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--out[directory to write]:BUNDLE:_files"
-  "--name[name of the model]:name:"
-  "--default-beta[β of a request without β]:BETA:"
-  "*--engine[engine that must pass\; may be repeated]:engine:(onnxruntime openvino onnxruntime-cuda onnxruntime-tensorrt tensorrt tensorrt-rtx)"
-  "*--precision[precision that must pass\; may be repeated]:precision:(fp32 bf16 fp16 int8)"
-  "--data[images, one folder for each class\: for the calibration of int8 and the accuracy of a third-party model]:DIR:_files -/"
-  "--images[maximum number of images for the measurement]:N:"
+  "--out=[directory to write]:BUNDLE:_files"
+  "--name=[name of the model]:name:"
+  "--default-beta=[β of a request without β]:BETA:"
+  "*--engine=[engine that must pass\; may be repeated]:engine:(onnxruntime openvino onnxruntime-cuda onnxruntime-tensorrt tensorrt tensorrt-rtx)"
+  "*--precision=[precision that must pass\; may be repeated]:precision:(fp32 bf16 fp16 int8)"
+  "--data=[images, one folder for each class\: for the calibration of int8 and the accuracy of a third-party model]:DIR:_files -/"
+  "--images=[maximum number of images for the measurement]:N:"
   "--opset-23[also build the graph in opset 23, and keep it for engines that run it at least 5 \% faster]"
-  "--max-logit-diff[largest logit difference from PyTorch in fp32]:max_logit_diff:"
-  "--min-agreement[lowest share of images with the same label as in PyTorch]:min_agreement:"
-  "--plan-builder[compiler of TensorRT plans\: its ONNX parser (onnx), or torch-tensorrt (torch)]:plan_builder:(onnx torch)"
-  "--max-half-points[largest accuracy difference of bf16 and fp16 from fp32, in points, clean and attacked, at every β]:max_half_points:"
-  "--max-int8-points[largest accuracy difference of int8 from fp32, in points, clean and attacked, at every β]:max_int8_points:"
-  "--tokens[one\: a request with β is rejected\; equal\: any β is accepted and has no effect]:tokens:(one equal)"
-  "--labels[labels of the outputs, one a line]:FILE:_files"
-  "--epsilon-255[radius of the attack, APGD-40 (CE, targeted DLR), in 1\/255\; 0\: no attack]:epsilon_255:"
-  "--crop-fraction[share of the shorter side of an image to keep]:crop_fraction:"
-  "--gallery[directory that \`tureen gallery\` wrote for this run\: the console shows its pictures]:DIR:_files -/"
-  "--note[Markdown text for the model card, such as the source of the images and other measurements]:FILE:_files"
-  "--license[license of the model for its card, such as apache-2.0]:ID:"
+  "--max-logit-diff=[largest logit difference from PyTorch in fp32]:max_logit_diff:"
+  "--min-agreement=[lowest share of images with the same label as in PyTorch]:min_agreement:"
+  "--plan-builder=[compiler of TensorRT plans\: its ONNX parser (onnx), or torch-tensorrt (torch)]:plan_builder:(onnx torch)"
+  "--max-half-points=[largest accuracy difference of bf16 and fp16 from fp32, in points, clean and attacked, at every β]:max_half_points:"
+  "--max-int8-points=[largest accuracy difference of int8 from fp32, in points, clean and attacked, at every β]:max_int8_points:"
+  "--tokens=[one\: a request with β is rejected\; equal\: any β is accepted and has no effect]:tokens:(one equal)"
+  "--labels=[labels of the outputs, one a line]:FILE:_files"
+  "--epsilon-255=[radius of the attack, APGD-40 (CE, targeted DLR), in 1\/255\; 0\: no attack]:epsilon_255:"
+  "--crop-fraction=[share of the shorter side of an image to keep]:crop_fraction:"
+  "--gallery=[directory that \`tureen gallery\` wrote for this run\: the console shows its pictures]:DIR:_files -/"
+  "--note=[Markdown text for the model card, such as the source of the images and other measurements]:FILE:_files"
+  "--license=[license of the model for its card, such as apache-2.0]:ID:"
   "--force[overwrite BUNDLE if it exists]"
   "--json[print the manifest as JSON]"
-  ":directory that \`tureen train\` wrote\; or weights of a ViT of timm, transformers or torchvision\: a file, a directory as on the Hugging Face hub, hf-hub\:OWNER\/NAME\[\@REVISION\] or timm\:NAME:_files"
+  ":directory that \`tureen train\` wrote; or weights of a ViT of timm, transformers or torchvision\: a file, a directory as on the Hugging Face hub, hf-hub\:OWNER/NAME\[@REVISION\] or timm\:NAME:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -428,11 +428,11 @@ _shtab_tureen_export_defaults_added=0
 
 _shtab_tureen_gallery_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--out[directory for pictures and gallery.json]:DIR:_files -/"
-  "--epsilon-255[largest change of a value, l\∞, in 1\/255\; 1 to 255]:epsilon_255:"
-  "--steps[steps of each run of the attack]:steps:"
-  "--seed[seed of the random starts]:seed:"
-  "--drawings[most drawings of a sign to try, until an attack misleads the clean mode]:drawings:"
+  "--out=[directory for pictures and gallery.json]:DIR:_files -/"
+  "--epsilon-255=[largest change of a value, l\∞, in 1\/255\; 1 to 255]:epsilon_255:"
+  "--steps=[steps of each run of the attack]:steps:"
+  "--seed=[seed of the random starts]:seed:"
+  "--drawings=[most drawings of a sign to try, until an attack misleads the clean mode]:drawings:"
   "--json[print the content of gallery.json instead of a table]"
   ":directory of a finished run of traffic signs:_files -/"
 )
@@ -444,7 +444,7 @@ _shtab_tureen_inspect_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--try[open each engine, check that it reproduces the golden rows, and show which one \`auto\` chooses]"
   "--json[print the same as a JSON object]"
-  ":directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs:_tureen_example_or_dir"
+  ":directory that \`tureen export\` wrote, address such as hf\://owner/name, or name of an example\: signs:_tureen_example_or_dir"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -459,11 +459,11 @@ _shtab_tureen_jobs_defaults_added=0
 
 _shtab_tureen_jobs_cancel_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--url[URL of the operators\' listener of the server]:url:"
-  "--token[bearer token]:token:"
-  "--state-dir[--state-dir of the server, which holds the token file]:state_dir:_files -/"
+  "--url=[URL of the operators\' listener of the server]:url:"
+  "--token=[bearer token]:token:"
+  "--state-dir=[--state-dir of the server, which holds the token file]:state_dir:_files -/"
   "--json[print JSON]"
-  ":id:"
+  ":id:_guard '^-*' \"\$descr\""
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -471,12 +471,12 @@ _shtab_tureen_jobs_cancel_defaults_added=0
 
 _shtab_tureen_jobs_errors_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--url[URL of the operators\' listener of the server]:url:"
-  "--token[bearer token]:token:"
-  "--state-dir[--state-dir of the server, which holds the token file]:state_dir:_files -/"
+  "--url=[URL of the operators\' listener of the server]:url:"
+  "--token=[bearer token]:token:"
+  "--state-dir=[--state-dir of the server, which holds the token file]:state_dir:_files -/"
   "--json[print JSON]"
-  "--limit[number of rows]:limit:"
-  ":id:"
+  "--limit=[number of rows]:limit:"
+  ":id:_guard '^-*' \"\$descr\""
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -484,12 +484,12 @@ _shtab_tureen_jobs_errors_defaults_added=0
 
 _shtab_tureen_jobs_list_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--url[URL of the operators\' listener of the server]:url:"
-  "--token[bearer token]:token:"
-  "--state-dir[--state-dir of the server, which holds the token file]:state_dir:_files -/"
+  "--url=[URL of the operators\' listener of the server]:url:"
+  "--token=[bearer token]:token:"
+  "--state-dir=[--state-dir of the server, which holds the token file]:state_dir:_files -/"
   "--json[print JSON]"
-  "--limit[number of jobs]:limit:"
-  "--state[only jobs in this state]:state:"
+  "--limit=[number of jobs]:limit:"
+  "--state=[only jobs in this state]:state:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -497,11 +497,11 @@ _shtab_tureen_jobs_list_defaults_added=0
 
 _shtab_tureen_jobs_pause_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--url[URL of the operators\' listener of the server]:url:"
-  "--token[bearer token]:token:"
-  "--state-dir[--state-dir of the server, which holds the token file]:state_dir:_files -/"
+  "--url=[URL of the operators\' listener of the server]:url:"
+  "--token=[bearer token]:token:"
+  "--state-dir=[--state-dir of the server, which holds the token file]:state_dir:_files -/"
   "--json[print JSON]"
-  ":id:"
+  ":id:_guard '^-*' \"\$descr\""
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -509,12 +509,12 @@ _shtab_tureen_jobs_pause_defaults_added=0
 
 _shtab_tureen_jobs_results_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--url[URL of the operators\' listener of the server]:url:"
-  "--token[bearer token]:token:"
-  "--state-dir[--state-dir of the server, which holds the token file]:state_dir:_files -/"
+  "--url=[URL of the operators\' listener of the server]:url:"
+  "--token=[bearer token]:token:"
+  "--state-dir=[--state-dir of the server, which holds the token file]:state_dir:_files -/"
   "--json[print JSON]"
-  "--to[copy the files to this directory]:DIRECTORY:_files -/"
-  ":id:"
+  "--to=[copy the files to this directory]:DIRECTORY:_files -/"
+  ":id:_guard '^-*' \"\$descr\""
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -522,11 +522,11 @@ _shtab_tureen_jobs_results_defaults_added=0
 
 _shtab_tureen_jobs_resume_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--url[URL of the operators\' listener of the server]:url:"
-  "--token[bearer token]:token:"
-  "--state-dir[--state-dir of the server, which holds the token file]:state_dir:_files -/"
+  "--url=[URL of the operators\' listener of the server]:url:"
+  "--token=[bearer token]:token:"
+  "--state-dir=[--state-dir of the server, which holds the token file]:state_dir:_files -/"
   "--json[print JSON]"
-  ":id:"
+  ":id:_guard '^-*' \"\$descr\""
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -534,11 +534,11 @@ _shtab_tureen_jobs_resume_defaults_added=0
 
 _shtab_tureen_jobs_show_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--url[URL of the operators\' listener of the server]:url:"
-  "--token[bearer token]:token:"
-  "--state-dir[--state-dir of the server, which holds the token file]:state_dir:_files -/"
+  "--url=[URL of the operators\' listener of the server]:url:"
+  "--token=[bearer token]:token:"
+  "--state-dir=[--state-dir of the server, which holds the token file]:state_dir:_files -/"
   "--json[print JSON]"
-  ":id:"
+  ":id:_guard '^-*' \"\$descr\""
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -546,22 +546,22 @@ _shtab_tureen_jobs_show_defaults_added=0
 
 _shtab_tureen_jobs_submit_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--url[URL of the operators\' listener of the server]:url:"
-  "--token[bearer token]:token:"
-  "--state-dir[--state-dir of the server, which holds the token file]:state_dir:_files -/"
+  "--url=[URL of the operators\' listener of the server]:url:"
+  "--token=[bearer token]:token:"
+  "--state-dir=[--state-dir of the server, which holds the token file]:state_dir:_files -/"
   "--json[print JSON]"
-  "--beta[0 to 1, clean or robust]:beta:"
-  "--strength[0 (clean mode) to 1 (robust mode), which the served model maps to β]:strength:"
-  "--betas[classify each image at each of these β, with one decoding]:0:1:0.25:"
-  "--mix[weights of tokens, such as fog\:0.7,robust\:0.3, in place of β]:mix:"
-  "--token-name[token in place of the clean one, alone or mixed by --beta or --strength]:NAME:"
-  "--top-k[classes per row]:top_k:"
-  "--format[file format of the shards]:format:(parquet jsonl csv)"
-  "--shard-rows[approximate rows per shard]:shard_rows:"
-  "--max-error-rate[stop the job above this share of errors, 0 to 1]:max_error_rate:"
+  "--beta=[0 to 1, clean or robust]:beta:"
+  "--strength=[0 (clean mode) to 1 (robust mode), which the served model maps to β]:strength:"
+  "--betas=[classify each image at each of these β, with one decoding]:0:1:0.25:"
+  "--mix=[weights of tokens, such as fog\:0.7,robust\:0.3, in place of β]:mix:"
+  "--token-name=[token in place of the clean one, alone or mixed by --beta or --strength]:NAME:"
+  "--top-k=[classes per row]:top_k:"
+  "--format=[file format of the shards]:format:(parquet jsonl csv)"
+  "--shard-rows=[approximate rows per shard]:shard_rows:"
+  "--max-error-rate=[stop the job above this share of errors, 0 to 1]:max_error_rate:"
   "--watch[wait until the job ends, as \`tureen jobs watch\` does]"
-  ":a folder, a .tar or .zip, or a manifest\; an absolute path on the server:"
-  ":a new directory\; an absolute path on the server:"
+  ":a folder, a .tar or .zip, or a manifest; an absolute path on the server:_guard '^-*' \"\$descr\""
+  ":a new directory; an absolute path on the server:_guard '^-*' \"\$descr\""
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -569,11 +569,11 @@ _shtab_tureen_jobs_submit_defaults_added=0
 
 _shtab_tureen_jobs_watch_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--url[URL of the operators\' listener of the server]:url:"
-  "--token[bearer token]:token:"
-  "--state-dir[--state-dir of the server, which holds the token file]:state_dir:_files -/"
+  "--url=[URL of the operators\' listener of the server]:url:"
+  "--token=[bearer token]:token:"
+  "--state-dir=[--state-dir of the server, which holds the token file]:state_dir:_files -/"
   "--json[print JSON]"
-  ":id:"
+  ":id:_guard '^-*' \"\$descr\""
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -581,8 +581,8 @@ _shtab_tureen_jobs_watch_defaults_added=0
 
 _shtab_tureen_pull_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--out[also copy the bundle to this new directory]:DIR:_files -/"
-  ":hf\:\/\/OWNER\/NAME, hf\:\/\/OWNER\/NAME\@REVISION or hf\:\/\/OWNER\/NAME\@REVISION\/FOLDER\; s3\:\/\/BUCKET\/PREFIX\; file\:\/\/\/DIRECTORY:"
+  "--out=[also copy the bundle to this new directory]:DIR:_files -/"
+  ":hf\://OWNER/NAME, hf\://OWNER/NAME@REVISION or hf\://OWNER/NAME@REVISION/FOLDER; s3\://BUCKET/PREFIX; file\:///DIRECTORY:_guard '^-*' \"\$descr\""
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -590,10 +590,10 @@ _shtab_tureen_pull_defaults_added=0
 
 _shtab_tureen_push_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--message[of the commit on the hub]:message:"
+  "--message=[of the commit on the hub]:message:"
   "--private[make a repository that this command creates private]"
-  ":directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs:_tureen_example_or_dir"
-  ":hf\:\/\/OWNER\/NAME, hf\:\/\/OWNER\/NAME\@REVISION or hf\:\/\/OWNER\/NAME\@REVISION\/FOLDER\; s3\:\/\/BUCKET\/PREFIX\; file\:\/\/\/DIRECTORY:"
+  ":directory that \`tureen export\` wrote, address such as hf\://owner/name, or name of an example\: signs:_tureen_example_or_dir"
+  ":hf\://OWNER/NAME, hf\://OWNER/NAME@REVISION or hf\://OWNER/NAME@REVISION/FOLDER; s3\://BUCKET/PREFIX; file\:///DIRECTORY:_guard '^-*' \"\$descr\""
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -601,70 +601,70 @@ _shtab_tureen_push_defaults_added=0
 
 _shtab_tureen_serve_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--config[TOML file of settings\; flags and variables override it\; also TUREEN_CONFIG\; default\: none]:FILE:_files"
+  "--config=[TOML file of settings\; flags and variables override it\; also TUREEN_CONFIG\; default\: none]:FILE:_files"
   "--print-config[print every setting as TOML, with its source, and exit]"
-  "--host[address of the public listener\; 0.0.0.0\: all addresses]:HOST:"
-  "--port[port of the public listener\; 0\: any free port]:PORT:"
-  "--grpc-port[port of gRPC\; 0\: any free port\; default\: no gRPC]:GRPC_PORT:"
-  "--admin-host[address of the operators\' listener\; an address beyond loopback needs a credential]:ADMIN_HOST:"
-  "--admin-port[port of the operators\' listener\; 0\: any free port\; default\: port \+ 1]:ADMIN_PORT:"
-  "--store[database URL of the operator\'s settings, such as postgresql\+psycopg\:\/\/\…\; default\: a file in state_dir]:STORE:"
-  "--state-dir[directory of the operator\'s settings and token\; default\: the state directory of the user]:STATE_DIR:_files -/"
-  "--token-dir[directory whose token files, NAME.token, are added to the tokens of the bundle\; read again on a reload\; default\: none]:TOKEN_DIR:_files -/"
-  "--max-tokens[maximum of token files in token_dir, and of tokens that operators add\; with more files, the server does not start]:MAX_TOKENS:"
-  "--public-metrics[serve GET \/metrics on the public listener without a token\; default\: only if host is a loopback address]:PUBLIC_METRICS:(true false)"
-  "--job-input-roots[directories, separated by \:, that batch jobs may read\; default\: no jobs]:JOB_INPUT_ROOTS:_files -/"
-  "--job-output-roots[directories, separated by \:, that batch jobs may write to\; default\: no jobs]:JOB_OUTPUT_ROOTS:_files -/"
-  "--max-jobs[maximum of batch jobs that have not ended\; a further one gets 429]:MAX_JOBS:"
-  "--max-job-images[maximum of images in a batch job\; a larger job fails]:MAX_JOB_IMAGES:"
-  "--job-retention-days[days after which the record of an ended job is deleted\; its output stays]:JOB_RETENTION_DAYS:"
-  "--job-shares-engine[run jobs on the engine of the server, as on a GPU\; saves the memory of a second engine, but a job takes less of the time that requests leave]:JOB_SHARES_ENGINE:(true false)"
+  "--host=[address of the public listener\; 0.0.0.0\: all addresses]:HOST:"
+  "--port=[port of the public listener\; 0\: any free port]:PORT:"
+  "--grpc-port=[port of gRPC\; 0\: any free port\; default\: no gRPC]:GRPC_PORT:"
+  "--admin-host=[address of the operators\' listener\; an address beyond loopback needs a credential]:ADMIN_HOST:"
+  "--admin-port=[port of the operators\' listener\; 0\: any free port\; default\: port \+ 1]:ADMIN_PORT:"
+  "--store=[database URL of the operator\'s settings, such as postgresql\+psycopg\:\/\/\…\; default\: a file in state_dir]:STORE:"
+  "--state-dir=[directory of the operator\'s settings and token\; default\: the state directory of the user]:STATE_DIR:_files -/"
+  "--token-dir=[directory whose token files, NAME.token, are added to the tokens of the bundle\; read again on a reload\; default\: none]:TOKEN_DIR:_files -/"
+  "--max-tokens=[maximum of token files in token_dir, and of tokens that operators add\; with more files, the server does not start]:MAX_TOKENS:"
+  "--public-metrics=[serve GET \/metrics on the public listener without a token\; default\: only if host is a loopback address]:PUBLIC_METRICS:(true false)"
+  "--job-input-roots=[directories, separated by \:, that batch jobs may read\; default\: no jobs]:JOB_INPUT_ROOTS:_files -/"
+  "--job-output-roots=[directories, separated by \:, that batch jobs may write to\; default\: no jobs]:JOB_OUTPUT_ROOTS:_files -/"
+  "--max-jobs=[maximum of batch jobs that have not ended\; a further one gets 429]:MAX_JOBS:"
+  "--max-job-images=[maximum of images in a batch job\; a larger job fails]:MAX_JOB_IMAGES:"
+  "--job-retention-days=[days after which the record of an ended job is deleted\; its output stays]:JOB_RETENTION_DAYS:"
+  "--job-shares-engine=[run jobs on the engine of the server, as on a GPU\; saves the memory of a second engine, but a job takes less of the time that requests leave]:JOB_SHARES_ENGINE:(true false)"
   "--no-job-shares-engine[the same as --job-shares-engine false]"
-  "--job-run-ms[target duration of an engine run for a job that shares the engine while requests arrive\; a run has at least one image]:JOB_RUN_MS:"
-  "--job-decode-processes[processes that decode images of a job that shares the engine, at the lowest priority\; default\: half the CPUs, at most 4]:JOB_DECODE_PROCESSES:"
-  "--engine[runtime of the backbone\; auto\: the fastest on this machine]:ENGINE:(auto onnxruntime onnxruntime-cuda onnxruntime-tensorrt openvino tensorrt tensorrt-rtx)"
-  "--precision[precision of the backbone\; default\: the fastest]:PRECISION:(fp32 bf16 fp16 int8)"
-  "--default-beta[β of a request without one\; default\: the default β of the bundle]:DEFAULT_BETA:"
-  "--calibration[divide the logits by the temperature of their β, if the bundle has temperatures\; false\: probabilities are the softmax of the logits]:CALIBRATION:(true false)"
+  "--job-run-ms=[target duration of an engine run for a job that shares the engine while requests arrive\; a run has at least one image]:JOB_RUN_MS:"
+  "--job-decode-processes=[processes that decode images of a job that shares the engine, at the lowest priority\; default\: half the CPUs, at most 4]:JOB_DECODE_PROCESSES:"
+  "--engine=[runtime of the backbone\; auto\: the fastest on this machine]:ENGINE:(auto onnxruntime onnxruntime-cuda onnxruntime-tensorrt openvino tensorrt tensorrt-rtx)"
+  "--precision=[precision of the backbone\; default\: the fastest]:PRECISION:(fp32 bf16 fp16 int8)"
+  "--default-beta=[β of a request without one\; default\: the default β of the bundle]:DEFAULT_BETA:"
+  "--calibration=[divide the logits by the temperature of their β, if the bundle has temperatures\; false\: probabilities are the softmax of the logits]:CALIBRATION:(true false)"
   "--no-calibration[the same as --calibration false]"
-  "--max-batch[maximum of rows in one engine run\: one for each image and β]:MAX_BATCH:"
-  "--max-requests[maximum of concurrent requests\; a further one gets 429]:MAX_REQUESTS:"
-  "--max-waiting-images[maximum of rows that wait for a batch (an image at one β)\; a further one gets 429]:MAX_WAITING_IMAGES:"
-  "--max-queue-ms[maximum of the expected time of a request\; a slower one gets 429 immediately\; default\: 1000, or the time of 3 \× max_batch images if it is longer on this machine]:MAX_QUEUE_MS:"
-  "--timeout-ms[deadline of a request, and the maximum of its timeout_ms parameter\; an image that is not in a batch by then gets 504]:TIMEOUT_MS:"
-  "--max-body-memory[maximum of bytes in all bodies being received\; a request beyond it gets 429]:MAX_BODY_MEMORY:"
-  "--disagreement-share[share of images that also run in the other mode, to count how often the modes disagree]:DISAGREEMENT_SHARE:"
-  "--max-image-bytes[maximum of bytes in an image\; a larger one gets 413]:MAX_IMAGE_BYTES:"
-  "--max-image-pixels[maximum of width \× height of an image\; a larger one gets 413]:MAX_IMAGE_PIXELS:"
-  "--max-request-pixels[maximum of pixels in all images of a request\; a larger request gets 413]:MAX_REQUEST_PIXELS:"
-  "--max-decode-pixels[maximum of pixels in all images that are decoded or wait for decoding\; a request beyond it gets 429, unless no other image waits\; images of disproportionate work for their bytes may use half of it]:MAX_DECODE_PIXELS:"
-  "--max-decode-memory[maximum of bytes that large images need while they are decoded, estimated from their headers\; further images wait\; a single image is decoded whatever its size\; one image of disproportionate work is not counted]:MAX_DECODE_MEMORY:"
-  "--max-jpeg-scans[maximum of scans in a progressive JPEG\; one with more gets 413]:MAX_JPEG_SCANS:"
-  "--max-image-parts[maximum of segments before the pixels of a JPEG, or of chunks in a PNG\; an image with more gets 413]:MAX_IMAGE_PARTS:"
-  "--max-images-per-request[maximum of images in a request]:MAX_IMAGES_PER_REQUEST:"
-  "--max-request-bytes[maximum of bytes in a form or JSON body\; a larger one gets 413]:MAX_REQUEST_BYTES:"
-  "--max-sweep-betas[maximum of β in a sweep]:MAX_SWEEP_BETAS:"
-  "--max-top-k[maximum of top_k\; a larger one gets 422]:MAX_TOP_K:"
-  "--allowed-hosts[allowed names in the Host header, separated by commas, without ports\; \*\: any\; default\: localhost, 127.0.0.1 and \[\:\:1\] if host is a loopback address, else any]:ALLOWED_HOSTS:"
-  "--cors-origins[origins whose pages may call this server from a browser, separated by commas, such as https\:\/\/app.example.com\; \*\: any\; default\: none]:CORS_ORIGINS:"
-  "--max-connections[maximum of connections to a process\; a further one gets 503]:MAX_CONNECTIONS:"
-  "--head-timeout-s[seconds for the head of a request\; a slower one gets 408]:HEAD_TIMEOUT_S:"
-  "--body-timeout-s[seconds for the body of a request\; a slower one gets 408]:BODY_TIMEOUT_S:"
-  "--min-body-rate[minimum rate of a body in bytes\/s, after its first 2 s\; a slower one gets 408]:MIN_BODY_RATE:"
-  "--send-timeout-s[seconds for a client to read its response\; then its connection is closed]:SEND_TIMEOUT_S:"
-  "--keep-alive-s[seconds that an idle connection stays open\; must exceed the idle timeout of the load balancer, often 60]:KEEP_ALIVE_S:"
-  "--refusal-delay-ms[delay of the refusal (429, 503) to a connection that repeats its request before Retry-After\; 0\: none]:REFUSAL_DELAY_MS:"
-  "--max-delayed-refusals[maximum of refusals that a process delays at a time\; a further one is sent immediately]:MAX_DELAYED_REFUSALS:"
-  "--drain-delay-s[seconds after SIGTERM in which \/readyz responds 503 and requests are still accepted, so that the load balancer can react\; under Kubernetes 5 to 10]:DRAIN_DELAY_S:"
-  "--drain-timeout-s[seconds for accepted requests to end after SIGTERM]:DRAIN_TIMEOUT_S:"
-  "--workers[processes, each with its own engine\; they divide threads and max_requests]:WORKERS:"
-  "--threads[CPU threads of the engine\; default\: one per CPU]:THREADS:"
-  "--decode-threads[threads that decode small images\; half as many processes of lower priority decode large images, and one decodes images of disproportionate work\; default\: one per CPU, at most 8]:DECODE_THREADS:"
-  "--streams[concurrent engine runs, which divide the threads\; on a CPU with more than one stream, a single image gets all threads\; default\: 2, or 1 with a single thread]:STREAMS:"
-  "--otlp-endpoint[OpenTelemetry endpoint for traces, such as http\:\/\/localhost\:4318\; default\: no traces]:OTLP_ENDPOINT:"
-  "--cache-dir[directory of compiled models and of timings of this machine\; default\: the cache directory of the user]:CACHE_DIR:_files -/"
-  "--log-level[lowest level that is logged]:LOG_LEVEL:(debug info warning error)"
-  ":directory that \`tureen export\` wrote, address such as hf\:\/\/owner\/name, or name of an example\: signs:_tureen_example_or_dir"
+  "--max-batch=[maximum of rows in one engine run\: one for each image and β]:MAX_BATCH:"
+  "--max-requests=[maximum of concurrent requests\; a further one gets 429]:MAX_REQUESTS:"
+  "--max-waiting-images=[maximum of rows that wait for a batch (an image at one β)\; a further one gets 429]:MAX_WAITING_IMAGES:"
+  "--max-queue-ms=[maximum of the expected time of a request\; a slower one gets 429 immediately\; default\: 1000, or the time of 3 \× max_batch images if it is longer on this machine]:MAX_QUEUE_MS:"
+  "--timeout-ms=[deadline of a request, and the maximum of its timeout_ms parameter\; an image that is not in a batch by then gets 504]:TIMEOUT_MS:"
+  "--max-body-memory=[maximum of bytes in all bodies being received\; a request beyond it gets 429]:MAX_BODY_MEMORY:"
+  "--disagreement-share=[share of images that also run in the other mode, to count how often the modes disagree]:DISAGREEMENT_SHARE:"
+  "--max-image-bytes=[maximum of bytes in an image\; a larger one gets 413]:MAX_IMAGE_BYTES:"
+  "--max-image-pixels=[maximum of width \× height of an image\; a larger one gets 413]:MAX_IMAGE_PIXELS:"
+  "--max-request-pixels=[maximum of pixels in all images of a request\; a larger request gets 413]:MAX_REQUEST_PIXELS:"
+  "--max-decode-pixels=[maximum of pixels in all images that are decoded or wait for decoding\; a request beyond it gets 429, unless no other image waits\; images of disproportionate work for their bytes may use half of it]:MAX_DECODE_PIXELS:"
+  "--max-decode-memory=[maximum of bytes that large images need while they are decoded, estimated from their headers\; further images wait\; a single image is decoded whatever its size\; one image of disproportionate work is not counted]:MAX_DECODE_MEMORY:"
+  "--max-jpeg-scans=[maximum of scans in a progressive JPEG\; one with more gets 413]:MAX_JPEG_SCANS:"
+  "--max-image-parts=[maximum of segments before the pixels of a JPEG, or of chunks in a PNG\; an image with more gets 413]:MAX_IMAGE_PARTS:"
+  "--max-images-per-request=[maximum of images in a request]:MAX_IMAGES_PER_REQUEST:"
+  "--max-request-bytes=[maximum of bytes in a form or JSON body\; a larger one gets 413]:MAX_REQUEST_BYTES:"
+  "--max-sweep-betas=[maximum of β in a sweep]:MAX_SWEEP_BETAS:"
+  "--max-top-k=[maximum of top_k\; a larger one gets 422]:MAX_TOP_K:"
+  "--allowed-hosts=[allowed names in the Host header, separated by commas, without ports\; \*\: any\; default\: localhost, 127.0.0.1 and \[\:\:1\] if host is a loopback address, else any]:ALLOWED_HOSTS:"
+  "--cors-origins=[origins whose pages may call this server from a browser, separated by commas, such as https\:\/\/app.example.com\; \*\: any\; default\: none]:CORS_ORIGINS:"
+  "--max-connections=[maximum of connections to a process\; a further one gets 503]:MAX_CONNECTIONS:"
+  "--head-timeout-s=[seconds for the head of a request\; a slower one gets 408]:HEAD_TIMEOUT_S:"
+  "--body-timeout-s=[seconds for the body of a request\; a slower one gets 408]:BODY_TIMEOUT_S:"
+  "--min-body-rate=[minimum rate of a body in bytes\/s, after its first 2 s\; a slower one gets 408]:MIN_BODY_RATE:"
+  "--send-timeout-s=[seconds for a client to read its response\; then its connection is closed]:SEND_TIMEOUT_S:"
+  "--keep-alive-s=[seconds that an idle connection stays open\; must exceed the idle timeout of the load balancer, often 60]:KEEP_ALIVE_S:"
+  "--refusal-delay-ms=[delay of the refusal (429, 503) to a connection that repeats its request before Retry-After\; 0\: none]:REFUSAL_DELAY_MS:"
+  "--max-delayed-refusals=[maximum of refusals that a process delays at a time\; a further one is sent immediately]:MAX_DELAYED_REFUSALS:"
+  "--drain-delay-s=[seconds after SIGTERM in which \/readyz responds 503 and requests are still accepted, so that the load balancer can react\; under Kubernetes 5 to 10]:DRAIN_DELAY_S:"
+  "--drain-timeout-s=[seconds for accepted requests to end after SIGTERM]:DRAIN_TIMEOUT_S:"
+  "--workers=[processes, each with its own engine\; they divide threads and max_requests]:WORKERS:"
+  "--threads=[CPU threads of the engine\; default\: one per CPU]:THREADS:"
+  "--decode-threads=[threads that decode small images\; half as many processes of lower priority decode large images, and one decodes images of disproportionate work\; default\: one per CPU, at most 8]:DECODE_THREADS:"
+  "--streams=[concurrent engine runs, which divide the threads\; on a CPU with more than one stream, a single image gets all threads\; default\: 2, or 1 with a single thread]:STREAMS:"
+  "--otlp-endpoint=[OpenTelemetry endpoint for traces, such as http\:\/\/localhost\:4318\; default\: no traces]:OTLP_ENDPOINT:"
+  "--cache-dir=[directory of compiled models and of timings of this machine\; default\: the cache directory of the user]:CACHE_DIR:_files -/"
+  "--log-level=[lowest level that is logged]:LOG_LEVEL:(debug info warning error)"
+  ":directory that \`tureen export\` wrote, address such as hf\://owner/name, or name of an example\: signs:_tureen_example_or_dir"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -679,13 +679,13 @@ _shtab_tureen_tokens_defaults_added=0
 
 _shtab_tureen_tokens_add_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--url[URL of the operators\' listener of the server]:url:"
-  "--token[bearer token]:token:"
-  "--state-dir[--state-dir of the server, which holds the token file]:state_dir:_files -/"
+  "--url=[URL of the operators\' listener of the server]:url:"
+  "--token=[bearer token]:token:"
+  "--state-dir=[--state-dir of the server, which holds the token file]:state_dir:_files -/"
   "--json[print JSON]"
   "--replace[replace a token of the same name]"
   "--dry-run[check the tokens against the served model, and add none]"
-  "--reason[reason, for the history]:reason:"
+  "--reason=[reason, for the history]:reason:"
   "(*):a file NAME.token:_files"
 )
 
@@ -694,9 +694,9 @@ _shtab_tureen_tokens_add_defaults_added=0
 
 _shtab_tureen_tokens_list_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--url[URL of the operators\' listener of the server]:url:"
-  "--token[bearer token]:token:"
-  "--state-dir[--state-dir of the server, which holds the token file]:state_dir:_files -/"
+  "--url=[URL of the operators\' listener of the server]:url:"
+  "--token=[bearer token]:token:"
+  "--state-dir=[--state-dir of the server, which holds the token file]:state_dir:_files -/"
   "--json[print JSON]"
 )
 
@@ -705,7 +705,7 @@ _shtab_tureen_tokens_list_defaults_added=0
 
 _shtab_tureen_tokens_pack_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--out[a new directory for the copy]:out:_files"
+  "--out=[a new directory for the copy]:out:_files"
   ":a bundle, or the name of an example:_tureen_example_or_dir"
   "(*):a file NAME.token:_files"
 )
@@ -715,12 +715,12 @@ _shtab_tureen_tokens_pack_defaults_added=0
 
 _shtab_tureen_tokens_remove_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--url[URL of the operators\' listener of the server]:url:"
-  "--token[bearer token]:token:"
-  "--state-dir[--state-dir of the server, which holds the token file]:state_dir:_files -/"
+  "--url=[URL of the operators\' listener of the server]:url:"
+  "--token=[bearer token]:token:"
+  "--state-dir=[--state-dir of the server, which holds the token file]:state_dir:_files -/"
   "--json[print JSON]"
-  "--reason[reason, for the history]:reason:"
-  ":name:"
+  "--reason=[reason, for the history]:reason:"
+  ":name:_guard '^-*' \"\$descr\""
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -728,11 +728,11 @@ _shtab_tureen_tokens_remove_defaults_added=0
 
 _shtab_tureen_tokens_show_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--url[URL of the operators\' listener of the server]:url:"
-  "--token[bearer token]:token:"
-  "--state-dir[--state-dir of the server, which holds the token file]:state_dir:_files -/"
+  "--url=[URL of the operators\' listener of the server]:url:"
+  "--token=[bearer token]:token:"
+  "--state-dir=[--state-dir of the server, which holds the token file]:state_dir:_files -/"
   "--json[print JSON]"
-  ":name:"
+  ":name:_guard '^-*' \"\$descr\""
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -740,20 +740,20 @@ _shtab_tureen_tokens_show_defaults_added=0
 
 _shtab_tureen_train_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--out[directory of the run]:out:_files"
-  "*--set[change a value of the recipe]:KEY=VALUE:"
-  "--data[images\: DIR\/CLASS\/\…, or DIR\/train\/CLASS\/\…, DIR\/val\/CLASS\/\… and DIR\/test\/CLASS\/\…, or hf\:DATASET]:DIR:_files -/"
-  "--group-by[keep the images of a track, a writer or a patient in one part\: those whose paths have the same match, or the same text in its capturing group]:REGEX:"
-  "--init[weights to start from, for the recipe finetune\: a file, a directory, hf-hub\:OWNER\/NAME\[\@REVISION\] or timm\:NAME]:FILE:_files"
-  "--image-size[image size in pixels, for the recipe finetune]:image_size:"
+  "--out=[directory of the run]:out:_files"
+  "*--set=[change a value of the recipe]:KEY=VALUE:"
+  "--data=[images\: DIR\/CLASS\/\…, or DIR\/train\/CLASS\/\…, DIR\/val\/CLASS\/\… and DIR\/test\/CLASS\/\…, or hf\:DATASET]:DIR:_files -/"
+  "--group-by=[keep the images of a track, a writer or a patient in one part\: those whose paths have the same match, or the same text in its capturing group]:REGEX:"
+  "--init=[weights to start from, for the recipe finetune\: a file, a directory, hf-hub\:OWNER\/NAME\[\@REVISION\] or timm\:NAME]:FILE:_files"
+  "--image-size=[image size in pixels, for the recipe finetune]:image_size:"
   "--strict[fail if an image cannot be decoded, instead of skipping it]"
   "--resume[continue the interrupted run in --out, with its options]"
-  "--save-interval-s[seconds between two saves of the state\; more if saving would take over 2 \% of the time]:S:"
+  "--save-interval-s=[seconds between two saves of the state\; more if saving would take over 2 \% of the time]:S:"
   "--compile[run the model through torch.compile]"
-  "*--log[also record the run with this logger\; may be repeated]:log:(tensorboard mlflow wandb)"
+  "*--log=[also record the run with this logger\; may be repeated]:log:(tensorboard mlflow wandb)"
   "*--tensorboard[same as --log tensorboard]"
-  "--threads[CPU threads of the training]:N:"
-  "--workers[processes or threads that decode images]:workers:"
+  "--threads=[CPU threads of the training]:N:"
+  "--workers=[processes or threads that decode images]:workers:"
   "--show[print the recipe with its settings, and exit]"
   "--dry-run[train a few steps, print time, memory and disk space of the whole training, and exit\; writes nothing]"
   "--json[print the accuracy at each β, or the dry run, as JSON]"
@@ -765,11 +765,11 @@ _shtab_tureen_train_defaults_added=0
 
 _shtab_tureen_tune_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--data[images\: one folder for each class, or a CSV file with path and label]:DIR|CSV:_files"
-  "--images[maximum number of images, drawn evenly from the classes]:images:"
+  "--data=[images\: one folder for each class, or a CSV file with path and label]:DIR|CSV:_files"
+  "--images=[maximum number of images, drawn evenly from the classes]:images:"
   "--strict[fail if an image cannot be decoded, instead of skipping it]"
-  "--workers[threads that decode images]:workers:"
-  "--betas[β to choose from]:betas:"
+  "--workers=[threads that decode images]:workers:"
+  "--betas=[β to choose from]:betas:"
   "--json[print JSON instead of a table]"
   ":directory of a run, or of a bundle:_tureen_example_or_dir"
 )
@@ -864,10 +864,10 @@ _shtab_tureen_credentials() {
 
   case $state in
     credentials)
-      words=($line[1] "${words[@]}")
+      words=($line[2] "${words[@]}")
       (( CURRENT += 1 ))
-      curcontext="${curcontext%:*:*}:_shtab_tureen_credentials-$line[1]:"
-      case $line[1] in
+      curcontext="${curcontext%:*:*}:_shtab_tureen_credentials-$line[2]:"
+      case $line[2] in
         list) _arguments -C -s $_shtab_tureen_credentials_list_options ;;
         make) _arguments -C -s $_shtab_tureen_credentials_make_options ;;
         revoke) _arguments -C -s $_shtab_tureen_credentials_revoke_options ;;
@@ -944,7 +944,7 @@ _tureen_example_or_dir() {
 
 typeset -A opt_args
 
-if [[ $zsh_eval_context[-1] == eval ]]; then
+if [[ $zsh_eval_context[-1] == (eval|file) ]]; then
   # eval/source/. command, register function for later
   compdef _shtab_tureen -N tureen
 else
