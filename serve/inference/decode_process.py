@@ -35,7 +35,7 @@ ERRORS = {
     cls.__name__: cls for cls in (EmptyImageError, ImageTooLargeError, UndecodableImageError, UnsupportedImageTypeError)
 }
 _LENGTHS = struct.Struct("!II")  # of the JSON header and of the data
-STOP_S = 5
+STOP_S = 5  # until a killed process has ended
 
 
 class DecodeProcessEndedError(Exception):
@@ -107,7 +107,8 @@ class DecodeProcess:
     def close(self) -> None:
         """Ends the process and frees its pipes. Must not be called during `decode`."""
         self._process.kill()
-        self._process.wait(STOP_S)
+        with suppress(subprocess.TimeoutExpired):  # on a stalled machine it ends later
+            self._process.wait(STOP_S)
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             with suppress(OSError):  # unwritten data is lost with the process

@@ -60,7 +60,7 @@ from tureen.soup import Soup
 
 POLL_S = 1.0  # between two checks whether the job must stop
 REPORT_S = 0.2  # between two messages of the process
-STOP_S = 5.0
+STOP_S = 5.0  # until a killed process has ended
 MAX_MESSAGE = 1 << 20  # bytes of one message; the longest ones have a traceback
 
 OpenPool = Callable[[ImageSource, DecodeOptions], AbstractContextManager[DecodePool]]
@@ -296,7 +296,8 @@ def run_in_process(
         raise JobProcessEndedError
     finally:
         process.kill()
-        process.wait(STOP_S)
+        with suppress(subprocess.TimeoutExpired):  # on a stalled machine it ends later
+            process.wait(STOP_S)
         process.stdout.close()
 
 

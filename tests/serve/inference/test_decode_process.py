@@ -1,4 +1,5 @@
 import io
+import subprocess
 import threading
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from serve.inference.decode_process import ERRORS, DecodeOptions, DecodeProcess, DecodeProcessEndedError
+from tests.patience import DEADLINE_S
 from tureen.errors import ImageTooLargeError
 from tureen.preprocess import ImageLimits, PreprocessSpec, pixels_from_bytes
 
@@ -65,3 +67,17 @@ def test_a_process_that_ends_raises_for_the_image_it_decodes_and_the_next(proces
         decode_without_end()
     with pytest.raises(DecodeProcessEndedError):
         process.decode(png((32, 32)), DECODING)
+
+
+def test_a_process_that_ends_late_is_closed_without_an_error(monkeypatch):
+    late = []
+
+    def wait(process, timeout):
+        late.append(process)
+        raise subprocess.TimeoutExpired(process.args, timeout)
+
+    process = DecodeProcess(nice=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess.Popen, "wait", wait)
+        process.close()
+    assert late[0].wait(DEADLINE_S) is not None

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 import threading
 from contextlib import suppress
 
@@ -21,6 +22,7 @@ from serve.jobs.job_run import (
 )
 from serve.jobs.job_run import run_in_process as run_process
 from serve.jobs.job_store import JobRecord, JobRequest
+from tests.patience import DEADLINE_S
 from tests.serve.jobs.conftest import BUNDLE
 from tests.serve.jobs.tables import rows_of
 from tureen.bundle.bundle import load_bundle
@@ -107,6 +109,20 @@ def test_a_job_in_a_process_gives_the_rows_of_tureen_batch_and_reports_them(conf
         assert (tmp_path / "out/one" / name).exists()
     assert rows_of(tmp_path / "out/one") == rows_of(tmp_path / "two")
     assert processes() == []
+
+
+def test_a_process_that_ends_late_does_not_fail_its_job(config, monkeypatch):
+    late = []
+
+    def wait(process, timeout):
+        late.append(process)
+        raise subprocess.TimeoutExpired(process.args, timeout)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess.Popen, "wait", wait)
+        assert run(config("late")).images == IMAGES
+    (process,) = late
+    assert process.wait(DEADLINE_S) is not None
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
