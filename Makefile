@@ -1,10 +1,10 @@
 # Each target first installs its requirements into .venv. `make demo` serves an example, and installs no PyTorch;
-# `make train-demo` trains a model first; `make test` runs the default tests.
+# `make train-demo` trains a model first; `make test` runs the tests, and `make test-end-to-end` the commands of the pages.
 PYTHON ?= python3.11
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: setup demo train-demo test test-fast test-slow check docs wheel completions bench
+.PHONY: setup demo train-demo test test-end-to-end test-fast test-slow check docs wheel completions bench
 
 INSTALL := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 
@@ -39,7 +39,11 @@ train-demo: .venv/training
 PARALLEL = -n $(shell $(PYTHON) -c "import os; print(min(4, 1 + (os.cpu_count() or 1)))") --dist loadfile --no-loadscope-reorder
 
 test: setup
-	$(BIN)/pytest $(PARALLEL) -m "not slow and not gpu"
+	$(BIN)/pytest $(PARALLEL) -m "not end_to_end and not slow and not gpu"
+
+# The commands of every page, the wheel, the demo, the notebooks, browsers and clusters.
+test-end-to-end: setup
+	$(BIN)/pytest $(PARALLEL) -m "end_to_end and not slow and not gpu"
 
 test-fast: setup
 	$(BIN)/pytest $(PARALLEL) -m fast

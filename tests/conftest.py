@@ -58,10 +58,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by marker
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the fast tests, and multiply the timeout of each test by PATIENCE."""
+    """Mark the tests of tests/end_to_end and the fast tests, order all, and multiply each timeout by PATIENCE."""
     for item in items:
+        if item.path.is_relative_to(ROOT / "tests" / "end_to_end"):
+            item.add_marker(pytest.mark.end_to_end)
         if is_fast(item):
             item.add_marker(pytest.mark.fast)
+    # The other processes run fast tests while one trains the digits and one the signs.
+    slow_files = {item.path for item in items if not item.get_closest_marker("fast")}
+    trained = {ROOT / "tests" / "export" / "commands" / name for name in ("test_calibrate.py", "test_attack.py")}
+    items.sort(key=lambda item: (item.path not in trained, item.path in slow_files))
     for item in items if PATIENCE != 1 else []:
         marker = item.get_closest_marker("timeout")
         limit = marker.args[0] if marker else float(config.getini("timeout"))

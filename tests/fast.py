@@ -1,5 +1,6 @@
 """Which tests `make test-fast` runs: those that start no server, train no model and export no bundle."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -49,10 +50,14 @@ SLOW_TESTS = frozenset({
 })  # fmt: skip
 
 
+@functools.cache
+def _is_slow_path(path: Path) -> bool:
+    return any(path.is_relative_to(TESTS / slow) for slow in SLOW_PATHS)
+
+
 def is_fast(item: pytest.Item) -> bool:
     """Whether a test starts no server, trains no model and exports no bundle."""
-    path = item.path.relative_to(TESTS)
-    if any(path.is_relative_to(slow) for slow in SLOW_PATHS) or getattr(item, "originalname", "") in SLOW_TESTS:
+    if _is_slow_path(item.path) or getattr(item, "originalname", "") in SLOW_TESTS:
         return False
     if getattr(item, "callspec", None) and item.callspec.params.get("store_url") == "postgresql":
         return False

@@ -126,7 +126,7 @@ def test_every_command_runs_with_the_printed_output(tmp_path, digits_run, run_co
         if server is not None:
             server.terminate()
             assert server.wait(DEADLINE_S) == 0
-    assert {"make demo", "make train-demo", "make test"} <= set(ran)
+    assert {"make demo", "make train-demo", "make test test-end-to-end"} <= set(ran)
     assert any(command.startswith("curl") for command in ran)
 
 

@@ -192,6 +192,7 @@ def test_a_signal_before_the_first_step_reports_that_nothing_is_saved(tmp_path, 
     assert "interrupted before the first step: there is no saved run to continue" in said
 
 
+@pytest.mark.end_to_end
 def test_torchruns_processes_stop_together_and_the_first_saves(tmp_path, start_training):
     out = tmp_path / "run"
     process = start_training(command(out, "--set", "epochs=2000", *NO_CLOCK), *TWO_PROCESSES)

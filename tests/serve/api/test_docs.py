@@ -52,6 +52,7 @@ def test_the_files_are_unchanged_copies_with_their_licences():
     assert f'PACKAGE_VERSION:"{version.split("|")[2].strip()}"' in bundle
 
 
+@pytest.mark.end_to_end
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing: install Debian's package chromium")
 def test_a_browser_shows_every_route_and_requests_no_other_server(start_server):
     playwright_api = pytest.importorskip("playwright.sync_api")

@@ -12,6 +12,7 @@ from serve.jobs.job_output import SPEC_FILE, SUCCESS_FILE
 from tests.serve.jobs.conftest import BUNDLE
 from tests.serve.jobs.tables import rows_of
 
+pytestmark = pytest.mark.end_to_end
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'tureen[ray]'")
 SOON_S = 120
 

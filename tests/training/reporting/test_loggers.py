@@ -111,6 +111,7 @@ def test_a_logger_that_cannot_start_is_an_error_and_ends_those_that_have_started
     assert run.info.status == "FAILED"
 
 
+@pytest.mark.end_to_end
 def test_a_server_that_goes_away_is_reported_once_and_its_run_continues_when_it_is_back(
     mlflow_server, monkeypatch, tmp_path, capsys
 ):

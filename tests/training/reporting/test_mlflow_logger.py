@@ -2,7 +2,6 @@
 
 import pytest
 
-from training.reporting.mlflow_logger import EXPERIMENT, MlflowLogger
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.examples import EXAMPLES
 
@@ -17,9 +16,15 @@ def client(tmp_path, monkeypatch):
     return MlflowClient()
 
 
+def mlflow_logger(*arguments):
+    from training.reporting.mlflow_logger import MlflowLogger  # imports mlflow: too slow for each collection
+
+    return MlflowLogger(*arguments)
+
+
 def test_a_run_has_its_settings_scalars_figures_and_state(client, tmp_path):
     rows = load_bundle(EXAMPLES / "cifar10").manifest.accuracy
-    logger = MlflowLogger("night", None)
+    logger = mlflow_logger("night", None)
     logger.add_settings({"model.depth": 3, "evaluation_betas": (0.0, 1.0)})
     logger.add_scalars(10, {"clean_loss": 0.5, "robust_loss": 1.5})
     logger.add_scalars(20, {"clean_loss": 0.25})
@@ -29,7 +34,7 @@ def test_a_run_has_its_settings_scalars_figures_and_state(client, tmp_path):
     logger.close("finished")
     run = client.get_run(logger.run_id)
     assert (run.info.run_name, run.info.status) == ("night", "FINISHED")
-    assert client.get_experiment(run.info.experiment_id).name == EXPERIMENT
+    assert client.get_experiment(run.info.experiment_id).name == "tureen"
     assert run.data.params == {"model.depth": "3", "evaluation_betas": "(0.0, 1.0)"}
     losses = client.get_metric_history(logger.run_id, "clean_loss")
     assert [(metric.step, metric.value) for metric in losses] == [(10, 0.5), (20, 0.25)]
@@ -43,11 +48,11 @@ def test_a_run_has_its_settings_scalars_figures_and_state(client, tmp_path):
 
 def test_a_run_continues_under_its_id_in_the_experiment_of_its_start(client, monkeypatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "digits")
-    first = MlflowLogger("night", None)
+    first = mlflow_logger("night", None)
     first.add_scalars(10, {"clean_loss": 0.5})
     first.close("interrupted")
     assert client.get_run(first.run_id).info.status == "KILLED"
-    second = MlflowLogger("night", first.run_id)
+    second = mlflow_logger("night", first.run_id)
     assert client.get_run(first.run_id).info.status == "RUNNING"
     second.add_scalars(20, {"clean_loss": 0.25})
     second.close("failed")

@@ -42,7 +42,10 @@ PHONE = {"width": 390, "height": 844}
 
 expect.set_options(timeout=1000 * DEADLINE_S)
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing: install Debian's package chromium")
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing: install Debian's package chromium"),
+]
 
 
 @pytest.fixture(scope="module")
