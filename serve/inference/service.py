@@ -54,6 +54,7 @@ class Service:
         self._comparisons: set[asyncio.Task[None]] = set()
         self._permits = Permits(settings, metrics)
         self._is_draining = False
+        self._may_report_ready = True
         self._decoders = Decoders(
             settings.decode_threads,
             settings.decode_processes,
@@ -71,8 +72,12 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether `open` has loaded a model, whose engine reproduced the golden rows, and `drain` was not called."""
-        return self._model is not None and not self._is_draining
+        """Whether clients may be told to send requests.
+
+        True if `open` has loaded a model, whose engine reproduced the golden rows, and neither `drain` nor
+        `withhold_ready` was called. `report_ready` undoes the latter.
+        """
+        return self._model is not None and self._may_report_ready and not self._is_draining
 
     @property
     def bundle(self) -> Bundle:
@@ -89,7 +94,16 @@ class Service:
     async def open(self) -> None:
         """Loads the first bundle on a thread and becomes ready. Raises the errors of `open_soup`."""
         await self._load(self._first_bundle)
-        self.metrics.is_ready.set(1)
+        self.metrics.is_ready.set(self.is_ready)
+
+    def withhold_ready(self) -> None:
+        """Makes the service report that it is not ready until `report_ready` is called. It still admits requests."""
+        self._may_report_ready = False
+
+    def report_ready(self) -> None:
+        """Makes the service report that it is ready, if it has loaded a model and does not drain."""
+        self._may_report_ready = True
+        self.metrics.is_ready.set(self.is_ready)
 
     async def reload(self, bundle: Path | None = None) -> None:
         """Replaces the current model with a bundle. No request is refused or fails because of the reload.

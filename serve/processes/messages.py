@@ -68,10 +68,15 @@ class WorkerConfig(BaseModel):
 
 
 class Accept(BaseModel):
-    """Message to a worker: accept connections from these listeners only."""
+    """Message to a worker: accept connections from these listeners only.
+
+    listeners: indices, which are the numbers of the workers. reports_ready: whether clients may be told that the worker
+    is ready.
+    """
 
     kind: Literal["accept"] = "accept"
-    listeners: set[int]  # indices, which are the numbers of the workers
+    listeners: set[int]
+    reports_ready: bool = False
 
 
 class Drain(BaseModel):

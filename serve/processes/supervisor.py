@@ -254,19 +254,21 @@ class Supervisor:
         """Sends each worker the listeners from which it must accept connections.
 
         A ready worker accepts from its own listener and from those of all workers that are not ready. While no worker
-        is ready, each worker accepts from its own listener, and responds that it is not ready.
+        is ready, each worker accepts from its own listener, and responds that it is not ready. The workers that must
+        stop accepting get their message first, because clients send requests as soon as a worker reports that it is
+        ready.
         """
         if self._stopping.is_set():
             return
         ready = {number for number, worker in self._workers.items() if worker.ready_s is not None}
         not_ready = set(range(self._settings.workers)) - ready
-        for number, worker in self._workers.items():
+        for number, worker in sorted(self._workers.items(), key=lambda item: item[0] in ready):
             listeners: set[int] = set()
             if not ready:
                 listeners = {number}
             elif number in ready:
                 listeners = {number} | not_ready
-            worker.channel.send(Accept(listeners=listeners))
+            worker.channel.send(Accept(listeners=listeners, reports_ready=number in ready))
 
     def _worker_changed(self) -> None:
         """Reports a change of a worker's state to the operators' listener.

@@ -48,6 +48,7 @@ class Worker(ServerProcess):
         super().__init__(config.settings, bundle, listeners, Metrics(Path(config.metrics)))
         self._end = end
         self._channel: WorkerChannel | None = None
+        self.service.withhold_ready()  # until no worker that is not ready accepts connections
         if config.control is not None:
             self._apply_settings(config.control)
 
@@ -66,6 +67,8 @@ class Worker(ServerProcess):
             match message:
                 case Accept():
                     await self.server.accept_from(message.listeners)
+                    if message.reports_ready:
+                        self.service.report_ready()
                 case SettingsUpdate():
                     self._apply_settings(message)
                     if self.service.applied_revision >= message.revision:

@@ -112,6 +112,23 @@ def test_a_worker_listens_where_the_supervisor_says_so_and_nowhere_before(tmp_pa
     asyncio.run(run())
 
 
+def test_a_worker_is_ready_for_clients_when_the_supervisor_says_so(tmp_path):
+    async def run():
+        async with begun(tmp_path) as (worker, supervisor):
+            await worker.service.open()
+            for reports_ready in (False, True):
+                assert not worker.service.is_ready
+                assert worker.service.metrics.is_ready._value.get() == 0
+                supervisor.send(Accept(listeners=set(), reports_ready=reports_ready))
+                supervisor.send(Heartbeat())
+                await supervisor.receive()
+            assert worker.service.is_ready
+            assert worker.service.metrics.is_ready._value.get() == 1
+            await worker.service.close()
+
+    asyncio.run(run())
+
+
 def test_a_worker_drains_when_the_supervisor_says_so_and_no_signal_does(tmp_path):
     async def run():
         handler = signal.getsignal(signal.SIGTERM)
