@@ -17,6 +17,7 @@ from serve.api.app import create_app
 from serve.inference.service import Service
 from serve.settings import Settings
 from serve.telemetry.metrics import Metrics
+from tests.patience import DEADLINE_S
 
 INFER = "/v2/models/cifar10/infer"
 HEADER = "Inference-Header-Content-Length"
@@ -24,7 +25,8 @@ HEADER = "Inference-Header-Content-Length"
 
 @contextmanager
 def serving(bundle, **changes):
-    settings = Settings(bundle=bundle.path, engine="onnxruntime", max_batch=8, **changes)
+    patient = {"timeout_ms": round(1000 * DEADLINE_S)}  # on a stalled machine the default gives a 504
+    settings = Settings(bundle=bundle.path, engine="onnxruntime", max_batch=8, **patient, **changes)
     with TestClient(create_app(Service(settings, bundle, Metrics())), raise_server_exceptions=False) as client:
         yield client
 
