@@ -72,7 +72,7 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether clients may be told to send requests.
+        """Whether probes get the answer that the service is ready.
 
         True if `open` has loaded a model, whose engine reproduced the golden rows, and neither `drain` nor
         `withhold_ready` was called. `report_ready` undoes the latter.

@@ -70,7 +70,7 @@ class WorkerConfig(BaseModel):
 class Accept(BaseModel):
     """Message to a worker: accept connections from these listeners only.
 
-    listeners: indices, which are the numbers of the workers. reports_ready: whether clients may be told that the worker
+    listeners: indices, which are the numbers of the workers. reports_ready: whether the worker may report that it
     is ready.
     """
 
