@@ -106,9 +106,7 @@ class DecodeProcess:
 
     def close(self) -> None:
         """Ends the process and frees its pipes. Must not be called during `decode`."""
-        self._process.kill()
-        with suppress(subprocess.TimeoutExpired):  # on a stalled machine it ends later
-            self._process.wait(STOP_S)
+        end_process(self._process)
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             with suppress(OSError):  # unwritten data is lost with the process
@@ -137,6 +135,13 @@ def main() -> None:
                 _write(replies, {}, pixels.tobytes())
     except (EOFError, OSError):
         pass
+
+
+def end_process(process: subprocess.Popen[bytes]) -> None:
+    """Kills a child process, and waits at most STOP_S seconds for its end. On a stalled machine it ends later."""
+    process.kill()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_S)
 
 
 def prefer_for_oom_kill() -> None:

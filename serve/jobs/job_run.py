@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from serve.errors import InputError, JobError, JobInterruptedError, OutputError, OutputTakenError
-from serve.inference.decode_process import DecodeOptions, prefer_for_oom_kill
+from serve.inference.decode_process import DecodeOptions, end_process, prefer_for_oom_kill
 from serve.inference.memory import return_large_blocks
 from serve.jobs.decoding import DecodePool, decode_in_threads, end_with_parent, lower_priority
 from serve.jobs.image_source import ImageSource
@@ -60,7 +60,6 @@ from tureen.soup import Soup
 
 POLL_S = 1.0  # between two checks whether the job must stop
 REPORT_S = 0.2  # between two messages of the process
-STOP_S = 5.0  # until a killed process has ended
 MAX_MESSAGE = 1 << 20  # bytes of one message; the longest ones have a traceback
 
 OpenPool = Callable[[ImageSource, DecodeOptions], AbstractContextManager[DecodePool]]
@@ -295,9 +294,7 @@ def run_in_process(
                 return message.summary
         raise JobProcessEndedError
     finally:
-        process.kill()
-        with suppress(subprocess.TimeoutExpired):  # on a stalled machine it ends later
-            process.wait(STOP_S)
+        end_process(process)
         process.stdout.close()
 
 
