@@ -19,7 +19,7 @@ from tureen.cli import main
 def made(signs_run, tmp_path_factory):
     """The directory that `tureen gallery` wrote for the small model of the drawn signs."""
     out = tmp_path_factory.mktemp("made") / "gallery"
-    assert main(["gallery", str(signs_run), "--out", str(out), "--steps", "3", "--drawings", "1"]) == 0
+    assert main(["gallery", str(signs_run), "--out", str(out), "--steps", "3", "--drawings", "2"]) == 0
     return out
 
 

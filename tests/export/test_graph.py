@@ -108,7 +108,7 @@ def test_other_shapes_poolings_and_stems_export_and_agree(pool, stem):
 @pytest.mark.parametrize("opset", [20, 23])
 @pytest.mark.parametrize(
     "option",
-    [{"registers": 4, "pre_norm": True, "mlp": "quick_gelu"}, {"qk_norm": True, "mlp": "swiglu", "mlp_ratio": 1.5}],
+    [{"registers": 4}, {"pre_norm": True, "mlp": "quick_gelu"}, {"mlp": "swiglu", "mlp_ratio": 1.5}, {"qk_norm": True}],
     ids=str,
 )
 def test_options_of_third_party_models_export_and_agree(option, opset):
