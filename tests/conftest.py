@@ -31,6 +31,7 @@ from tests.patience import PATIENCE
 pytest_plugins = ["tests.remote_hosts"]
 
 ROOT = Path(__file__).parents[1]
+END_TO_END = ROOT / "tests" / "end_to_end"
 SHARED_DATA = ROOT.parent / "shared" / "data"
 SHORT_DIGITS = [
     "epochs=20", "model.width=64", "model.depth=2", "attack_steps=1", "learning_rate=0.006", "evaluation_steps=5"
@@ -60,7 +61,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests of tests/end_to_end and the fast tests, order all, and multiply each timeout by PATIENCE."""
     for item in items:
-        if item.path.is_relative_to(ROOT / "tests" / "end_to_end"):
+        if END_TO_END in item.path.parents:
             item.add_marker(pytest.mark.end_to_end)
         if is_fast(item):
             item.add_marker(pytest.mark.fast)

@@ -1,7 +1,10 @@
 """A run in a local MLflow store, read back with the client of MLflow."""
 
+from pathlib import Path
+
 import pytest
 
+from training.reporting.loggers import open_logger
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.examples import EXAMPLES
 
@@ -16,15 +19,9 @@ def client(tmp_path, monkeypatch):
     return MlflowClient()
 
 
-def mlflow_logger(*arguments):
-    from training.reporting.mlflow_logger import MlflowLogger  # imports mlflow: too slow for each collection
-
-    return MlflowLogger(*arguments)
-
-
 def test_a_run_has_its_settings_scalars_figures_and_state(client, tmp_path):
     rows = load_bundle(EXAMPLES / "cifar10").manifest.accuracy
-    logger = mlflow_logger("night", None)
+    logger = open_logger("mlflow", Path("night"), step=0, run_id=None)
     logger.add_settings({"model.depth": 3, "evaluation_betas": (0.0, 1.0)})
     logger.add_scalars(10, {"clean_loss": 0.5, "robust_loss": 1.5})
     logger.add_scalars(20, {"clean_loss": 0.25})
@@ -48,11 +45,11 @@ def test_a_run_has_its_settings_scalars_figures_and_state(client, tmp_path):
 
 def test_a_run_continues_under_its_id_in_the_experiment_of_its_start(client, monkeypatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "digits")
-    first = mlflow_logger("night", None)
+    first = open_logger("mlflow", Path("night"), step=0, run_id=None)
     first.add_scalars(10, {"clean_loss": 0.5})
     first.close("interrupted")
     assert client.get_run(first.run_id).info.status == "KILLED"
-    second = mlflow_logger("night", first.run_id)
+    second = open_logger("mlflow", Path("night"), step=0, run_id=first.run_id)
     assert client.get_run(first.run_id).info.status == "RUNNING"
     second.add_scalars(20, {"clean_loss": 0.25})
     second.close("failed")

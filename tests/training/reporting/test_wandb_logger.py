@@ -3,6 +3,7 @@
 import pytest
 
 from tests.offline_wandb import read_offline_runs
+from training.reporting.loggers import open_logger
 from tureen.bundle.bundle import load_bundle
 from tureen.bundle.examples import EXAMPLES
 
@@ -16,15 +17,9 @@ def _offline(monkeypatch, tmp_path):
     wandb.teardown()
 
 
-def wandb_logger(*arguments):
-    from training.reporting.wandb_logger import WandbLogger  # imports wandb: too slow for each collection
-
-    return WandbLogger(*arguments)
-
-
 def test_a_run_has_its_settings_scalars_figures_and_exit_status(tmp_path):
     rows = load_bundle(EXAMPLES / "cifar10").manifest.accuracy
-    logger = wandb_logger("night", None, tmp_path)
+    logger = open_logger("wandb", tmp_path, step=0, run_id=None)
     logger.add_settings({"model.depth": 3})
     logger.add_scalars(10, {"clean_loss": 0.5, "robust_loss": 1.5})
     logger.add_scalars(20, {"clean_loss": 0.25})
@@ -43,7 +38,7 @@ def test_a_run_has_its_settings_scalars_figures_and_exit_status(tmp_path):
 
 
 def test_a_run_describes_neither_machine_nor_code(tmp_path):
-    logger = wandb_logger("night", None, tmp_path)
+    logger = open_logger("wandb", tmp_path, step=0, run_id=None)
     print("a line of the terminal")
     logger.close("finished")
     (run,) = read_offline_runs(tmp_path)
@@ -53,10 +48,10 @@ def test_a_run_describes_neither_machine_nor_code(tmp_path):
 
 
 def test_a_run_continues_under_its_id(tmp_path):
-    first = wandb_logger("night", None, tmp_path)
+    first = open_logger("wandb", tmp_path, step=0, run_id=None)
     first.add_scalars(10, {"clean_loss": 0.5})
     first.close("interrupted")
-    second = wandb_logger("night", first.run_id, tmp_path)
+    second = open_logger("wandb", tmp_path, step=0, run_id=first.run_id)
     second.add_scalars(20, {"clean_loss": 0.25})
     second.close("failed")
     runs = read_offline_runs(tmp_path)
